@@ -1,0 +1,3 @@
+from meshproxy.cli.main import main
+
+raise SystemExit(main())
