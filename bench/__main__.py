@@ -1,0 +1,92 @@
+"""python -m bench [CASE…]: run the cases, print the figures."""
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from bench import http1, pairs, report, tcp
+from bench.case import Outcome, Settings, say
+from bench.process import BenchError
+
+CASES = {case.name: case for module in (http1, pairs, tcp) for case in module.CASES}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="meshproxy bench", description=__doc__)
+    parser.add_argument("cases", nargs="*", metavar="CASE", help="cases to run; none: all (see --list)")
+    parser.add_argument("--list", action="store_true", help="print the cases and what each asks")
+    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (default 5)")
+    parser.add_argument("--seconds", type=int, default=3, help="seconds of load a round (default 3)")
+    parser.add_argument("--contenders", default="", help="comma-separated: only these (direct,envoy,haproxy,meshproxy)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured")
+    parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
+    parser.add_argument("--check", action="store_true", help="exit 1 when a figure misses its budget")
+    options = parser.parse_args(arguments)
+    if options.list:
+        for case in CASES.values():
+            print(f"{case.name:<18} {case.question}")
+        return 0
+    unknown = [name for name in options.cases if name not in CASES]
+    if unknown:
+        parser.error(f"no such case: {', '.join(unknown)} (see --list)")
+    if options.rounds < 1 or options.seconds < 1:
+        parser.error("--rounds and --seconds must be at least 1")
+    settings = Settings(
+        rounds=options.rounds,
+        seconds=options.seconds,
+        contenders=frozenset(filter(None, options.contenders.split(","))),
+    )
+    signal.signal(signal.SIGTERM, _end)
+    outcomes: list[Outcome] = []
+    failed = False
+    for name in options.cases or list(CASES):
+        case = CASES[name]
+        say(f"{name}: {case.question}")
+        outcome = Outcome(name, case.question)
+        try:
+            case.run(settings, outcome)
+        except BenchError as error:
+            say(f"  {name} not measured: {error}")
+            outcome.notes.append(f"not measured: {error}")
+            failed = True
+        except KeyboardInterrupt:
+            say("stopped")
+            return 130
+        outcomes.append(outcome)
+        for figure in outcome.figures:
+            say(f"  {figure.name}: {figure.value:.3g} {figure.unit}{'' if figure.keeps_budget else '  (budget missed)'}")
+    document = report.document(outcomes, settings)
+    if options.json:
+        options.json.write_text(json.dumps(document, indent=1) + "\n")
+    print(report.markdown(document) if options.markdown else _text(outcomes))
+    missed = any(not figure.keeps_budget for outcome in outcomes for figure in outcome.figures)
+    return 1 if failed or (options.check and missed) else 0
+
+
+def _text(outcomes: Sequence[Outcome]) -> str:
+    lines = []
+    for outcome in outcomes:
+        lines.append(f"{outcome.case}: {outcome.question}")
+        for name, row in outcome.rows.items():
+            cells = "  ".join(f"{key} {value:,.1f}" for key, value in row.items() if key not in ("failed", "max_us"))
+            lines.append(f"  {name:<16} {cells}")
+        for figure in outcome.figures:
+            budget = "" if figure.at_least is None and figure.at_most is None else (
+                f"  [{'≥' if figure.at_least is not None else '≤'} {figure.at_least or figure.at_most:g}"
+                f"{'' if figure.keeps_budget else ', missed'}]"
+            )  # fmt: skip
+            lines.append(f"  → {figure.name}: {figure.value:.3g} {figure.unit}{budget}")
+        lines += [f"  note: {note}" for note in outcome.notes]
+    return "\n".join(lines)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""Two proxies with mTLS between them: outbound of one workload, inbound of another."""
+
+from collections.abc import Callable
+
+from bench import certificates, envoy, mesh, origin
+from bench.case import DIRECT, MESH, Case, Contender, Figure, Outcome, Settings, compare
+from bench.load import Sample, Target, paced, wrk
+from bench.process import Workspace
+from bench.services import ECHO_HOST, LOCAL_ZONE, Place, Service
+
+ENVOY_H1 = "envoy-pair-h1"
+ENVOY_H2 = "envoy-pair-h2"
+ENVOY_TCP = "envoy-pair-tcp"
+_CLIENT, _SERVER = "client", "server"
+
+
+def _pairs(settings: Settings, workspace: Workspace) -> list[Contender]:
+    source = origin.start(workspace)
+    issued = certificates.issue(workspace.path / "certs", (_CLIENT, _SERVER))
+    contenders = []
+    if settings.wants(DIRECT):
+        contenders.append(Contender(DIRECT, Target(source.address, source.port, ECHO_HOST)))
+    for name, inside in ((ENVOY_H1, "h1"), (ENVOY_H2, "h2")):
+        if settings.wants(name) or settings.wants("envoy"):
+            server, inner = envoy.inbound_http(workspace, source.port, tls=(issued, _SERVER))
+            client, port = envoy.outbound_http(
+                workspace, [_behind(inner)], tls=(issued, _CLIENT, _SERVER), inside=inside
+            )
+            contenders.append(Contender(name, Target("127.0.0.1", port, ECHO_HOST), (client, server)))
+    if settings.wants(MESH):
+        contenders.append(_mesh_pair(workspace, source.port, issued, "HTTP"))
+    return contenders
+
+
+def _mesh_pair(workspace: Workspace, origin_port: int, issued: certificates.Certificates, protocol: str) -> Contender:
+    inner, port = workspace.port(), workspace.port()
+    server = mesh.start(
+        workspace,
+        inner,
+        mesh.inbound_resources(inner, origin_port, "STRICT", protocol),
+        account=_SERVER,
+        certificates=issued,
+    )
+    client = mesh.start(
+        workspace,
+        port,
+        mesh.outbound_resources([_behind(inner)], port, protocol=protocol, server_account=_SERVER),
+        account=_CLIENT,
+        certificates=issued,
+    )
+    return Contender(MESH, Target("127.0.0.1", port, ECHO_HOST), (client.group, server.group))
+
+
+def _behind(port: int) -> Service:
+    """The service as the client's proxy sees it: the server's proxy."""
+    return Service(ECHO_HOST, (Place("127.0.0.1", port, LOCAL_ZONE),))
+
+
+def _run(settings: Settings, outcome: Outcome, load: Callable[[Contender, float], Sample]) -> None:
+    with Workspace() as workspace:
+        compare(outcome, settings, _pairs(settings, workspace), load)
+
+
+def pair_c32(settings: Settings, outcome: Outcome) -> None:
+    _run(settings, outcome, lambda c, s: wrk(c.target, 32, int(s), c.groups))
+    outcome.ratio(
+        "mTLS pair, 32 connections: req/s over the better Envoy pair", [ENVOY_H1, ENVOY_H2], "req_s", at_least=1.0
+    )
+
+
+def pair_c1(settings: Settings, outcome: Outcome) -> None:
+    _run(settings, outcome, lambda c, s: wrk(c.target, 1, int(s), c.groups))
+    outcome.added(
+        "mTLS pair, 1 connection: added p50 over the better Envoy pair's", [ENVOY_H1, ENVOY_H2], "p50_us", at_most=0.65
+    )
+
+
+def pair_paced(settings: Settings, outcome: Outcome) -> None:
+    _run(settings, outcome, lambda c, s: paced(c.target, 1000, s, proxies=c.groups))
+    for measure in ("added_p50_us", "added_p99_us"):
+        value = outcome.median(MESH, measure)
+        if value is not None and outcome.median(DIRECT, "p50_us") is not None:
+            at_most = 1000.0 if measure == "added_p99_us" else None
+            name = f"mTLS pair at 1,000 req/s: {measure.split('_')[1]} added"
+            outcome.figures.append(Figure(name, value, "µs", at_most=at_most))
+
+
+def tcp_pair_c32(settings: Settings, outcome: Outcome) -> None:
+    with Workspace() as workspace:
+        source = origin.start(workspace)
+        issued = certificates.issue(workspace.path / "certs", (_CLIENT, _SERVER))
+        contenders = []
+        if settings.wants(DIRECT):
+            contenders.append(Contender(DIRECT, Target(source.address, source.port, ECHO_HOST)))
+        if settings.wants(ENVOY_TCP) or settings.wants("envoy"):
+            server, inner = envoy.inbound_tcp(workspace, source.port, tls=(issued, _SERVER))
+            client, port = envoy.outbound_tcp(workspace, _behind(inner), tls=(issued, _CLIENT, _SERVER))
+            contenders.append(Contender(ENVOY_TCP, Target("127.0.0.1", port, ECHO_HOST), (client, server)))
+        if settings.wants(MESH):
+            contenders.append(_mesh_pair(workspace, source.port, issued, "TCP"))
+        compare(outcome, settings, contenders, lambda c, s: wrk(c.target, 32, int(s), c.groups))
+    outcome.ratio(
+        "TCP inside an mTLS pair, 32 connections: req/s over Envoy's pair", [ENVOY_TCP], "req_s", at_least=0.9
+    )
+
+
+CASES = (
+    Case("mtls_pair_c32", "HTTP/1.1 through two proxies with mTLS between, 32 connections", pair_c32),
+    Case("mtls_pair_c1", "HTTP/1.1 through two proxies with mTLS between, 1 connection: latency", pair_c1),
+    Case("mtls_pair_paced", "HTTP/1.1 through two proxies with mTLS between, constant 1,000 req/s", pair_paced),
+    Case("tcp_mtls_pair_c32", "TCP through two proxies with mTLS between, 32 connections", tcp_pair_c32),
+)
