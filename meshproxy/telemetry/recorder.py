@@ -120,7 +120,7 @@ def http_labels(
         protocol,
         response_code,
         grpc_status,
-        response_flags,
+        str.__str__(response_flags),  # a ResponseFlag is a str, but hashes as an enum
         security_policy,
     )
 
