@@ -18,7 +18,14 @@ from meshproxy.model.workload import Workload, WorkloadLabels
 
 @dataclass(slots=True)
 class Begin:
+    """replaces_all: what is not put before Commit goes away (the sender does not know what the worker has).
+
+    control/channel.py turns that into Remove messages, so a worker may ignore the field; Begin always discards what
+    an earlier Begin left uncommitted.
+    """
+
     version: str
+    replaces_all: bool = False
 
 
 @dataclass(slots=True)
@@ -156,7 +163,10 @@ class Results:
 
 @dataclass(slots=True)
 class IntervalCounts:
-    """Per endpoint since the last message: (cluster key, endpoint key, requests, successes). Once a second, non-zero only."""
+    """Per endpoint since the last message: (cluster key, endpoint key, requests, successes).
+
+    Once a second, non-zero only.
+    """
 
     counts: tuple[tuple[str, str, int, int], ...]
 

@@ -1,0 +1,53 @@
+"""`meshproxy run`: the proxy itself. Puts the processes' mains together and hands over to the supervisor."""
+
+import argparse
+import contextlib
+import resource
+import socket
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from meshproxy.cli.settings import add_flags, settings_from
+from meshproxy.control.settings import Settings
+from meshproxy.model.address import SocketAddress
+
+if TYPE_CHECKING:
+    from meshproxy.control.process import Control
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser("run", help="run the proxy", description="Run the proxy until SIGTERM.")
+    add_flags(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    settings = settings_from(arguments)
+    _raise_descriptor_limit()
+    # Everything a worker needs is imported here, before the fork, so that its pages are shared; the control process
+    # imports what only it needs after the fork, so that workers never carry it.
+    from meshproxy.worker.process import main as run_worker
+    from meshproxy.worker.supervisor import supervise
+
+    return supervise(settings, run_worker, run_control)
+
+
+def run_control(
+    settings: Settings, link: socket.socket, adopted: list[tuple[SocketAddress, int, socket.socket]]
+) -> int:
+    from meshproxy.control import process
+
+    return process.run_control(settings, link, adopted, serve_admin)
+
+
+async def serve_admin(control: "Control", sockets: Mapping[str, socket.socket]) -> object:
+    """Answer on admin, metrics and ready."""
+    return None
+
+
+def _raise_descriptor_limit() -> None:
+    """Two descriptors a request in flight: the soft limit of 1024 is a login shell's, not a proxy's."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,321 @@
+"""The control process: reads configuration, compiles it, feeds the workers, judges health, answers the operator.
+
+Decides: the order of starting and stopping, and what the admin interface may ask for.
+Leaves to others: each job (the modules of control and discovery), forking (worker.supervisor), the data path.
+"""
+
+import asyncio
+import ctypes
+import gc
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any
+
+from meshproxy.control import link as supervisor_link
+from meshproxy.control import log
+from meshproxy.control.fleet import Fleet, WorkerHandle
+from meshproxy.control.link import (
+    DrainAll,
+    DropSocket,
+    KeepSocket,
+    Notify,
+    Quit,
+    Reload,
+    Running,
+    WorkerEnded,
+    WorkerStarted,
+)
+from meshproxy.control.messages import Drain, SetLogLevel
+from meshproxy.control.publisher import Publisher
+from meshproxy.control.settings import Settings
+from meshproxy.control.sockets import ListeningSockets, bind_one, why
+from meshproxy.control.store import ResourceStore
+from meshproxy.discovery.files import FilesProvider
+from meshproxy.errors import ConfigError
+from meshproxy.model.address import SocketAddress
+from meshproxy.resources.problems import ConfigProblem
+from meshproxy.snapshot.snapshot import Snapshot
+from meshproxy.snapshot.translate import ProxyContext
+
+_log = logging.getLogger(__name__)
+
+Adopted = tuple[SocketAddress, int, socket.socket]
+ServeAdmin = Callable[["Control", Mapping[str, socket.socket]], Awaitable[object]]
+"""Starts answering on the bound sockets (admin, metrics, ready); returns what keeps it alive, or None."""
+
+_TIDY_AFTER_S = 1.0
+
+
+class Control:
+    """What admin and metrics may see and do. One per process."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        link: socket.socket,
+        adopted: Iterable[Adopted],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self.settings = settings
+        self.started_at = time.time()
+        """Wall clock, for display."""
+        self._loop = loop
+        self._link = link
+        adopted = list(adopted)
+        self._is_replacement = bool(adopted)
+        self.is_draining = False
+        self._is_announced = False
+        self._first_failure: str | None = None
+        self.worker_restarts = 0
+        self.log_level = settings.log_level
+        self.sockets = ListeningSockets(settings.workers, self._keep_socket, self._drop_socket, adopted)
+        self.fleet = Fleet(self.sockets, loop)
+        self.fleet.on_applied = self._on_applied
+        self.store = ResourceStore(lambda: self.publisher.changed())
+        self.publisher = Publisher(
+            self.store,
+            ProxyContext(
+                locality=settings.locality,
+                default_namespace=settings.namespace,
+                service_account=settings.service_account,
+                labels=settings.labels,
+                trust_domain=settings.trust_domain,
+                root_namespace=settings.root_namespace,
+            ),
+            self.sockets,
+            self.fleet,
+            self._on_published,
+        )
+        self._files = FilesProvider(settings.config_paths, settings.namespace)
+        self._tidy: asyncio.TimerHandle | None = None
+        self._stopped = asyncio.Event()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    # ── for the admin interface ──
+
+    @property
+    def snapshot(self) -> Snapshot:
+        return self.publisher.snapshot
+
+    @property
+    def problems(self) -> list[ConfigProblem]:
+        return self.publisher.problems
+
+    @property
+    def is_ready(self) -> bool:
+        """Every worker routes by a snapshot, and nothing is being drained."""
+        return self._is_announced and not self.is_draining and bool(self.fleet.workers)
+
+    def state(self) -> dict[str, Any]:
+        """The process in JSON-like values, for /server_info and the meshproxy_* metrics."""
+        workers = []
+        for slot, worker in sorted(self.fleet.workers.items()):
+            applied = worker.applied
+            workers.append(
+                {
+                    "slot": slot,
+                    "pid": worker.pid,
+                    "version": applied.version if applied else None,
+                    "stall_s": applied.stall_s if applied else None,
+                    "apply_s": applied.total_s if applied else None,
+                }
+            )
+        return {
+            "state": "DRAINING" if self.is_draining else "LIVE" if self.is_ready else "INITIALIZING",
+            "pid": os.getpid(),
+            "supervisor_pid": os.getppid(),
+            "started_at": self.started_at,
+            "uptime_s": time.time() - self.started_at,
+            "version": self.snapshot.version,
+            "node_id": self.settings.node_id,
+            "locality": str(self.settings.locality),
+            "log_level": self.log_level,
+            "workers": workers,
+            "workers_wanted": self.settings.workers,
+            "worker_restarts": self.worker_restarts,
+            "snapshots_published": self.publisher.published_count,
+            "translate_failures": self.publisher.failed_count,
+            "translate_s": self.publisher.last_translate_s,
+            "listeners_not_bound": dict(self.publisher.bind_failures),
+        }
+
+    async def ask_workers(self, what: str) -> list[Any]:
+        """One answer per worker that answers within a second."""
+        return await self.fleet.ask(what)
+
+    def drain(self) -> None:
+        """POST /drain_listeners: accept no more, let what is in flight end; the process stays."""
+        self._stop_listening(self.settings.drain_time_s, exits=False)
+
+    def quit(self) -> None:
+        """POST /quitquitquit: the same as SIGTERM to the supervisor."""
+        self._tell_supervisor(Quit())
+
+    def reload(self) -> None:
+        """SIGHUP: read everything again."""
+        self._tell_supervisor(Notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}"))
+        self._files.reload()
+        self._loop.call_later(0.5, self._tell_supervisor, Notify("READY=1"))
+
+    def set_log_level(self, level: str) -> None:
+        """ValueError where level is none of log.LEVELS."""
+        if level not in log.LEVELS:
+            raise ValueError(f"log level {level!r} is none of {', '.join(log.LEVELS)}")
+        self.log_level = level
+        logging.getLogger().setLevel(level.upper())
+        self.fleet.broadcast(SetLogLevel(level))
+
+    # ── the process's life ──
+
+    async def run(self, serve_admin: ServeAdmin) -> int:
+        """Exit status. ConfigError where the process cannot start."""
+        own_sockets = self._bind_own()
+        self._loop.add_reader(self._link.fileno(), self._on_link)
+        server = await serve_admin(self, own_sockets)
+        self._write_ports(own_sockets)
+        self._start(self._files.run(self.store))
+        self._start(self.publisher.run())
+        watchdog_us = os.environ.get("WATCHDOG_USEC", "")
+        if watchdog_us.isdigit() and int(watchdog_us) > 0:
+            self._start(self._feed_watchdog(int(watchdog_us) / 2e6))
+        await self._stopped.wait()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.fleet.close()
+        self._loop.remove_reader(self._link.fileno())
+        for sock in own_sockets.values():
+            sock.close()
+        del server
+        if self._first_failure is not None:
+            raise ConfigError(self._first_failure)
+        return 0
+
+    def _start(self, job: Any) -> None:
+        task = self._loop.create_task(job)
+        self._tasks.add(task)
+        task.add_done_callback(self._on_task_done)
+
+    def _on_task_done(self, task: "asyncio.Task[Any]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            _log.critical("a job of the control process failed", exc_info=task.exception())
+            # A new control process takes over with the same sockets; the workers do not notice.
+            os._exit(1)
+
+    def _bind_own(self) -> dict[str, socket.socket]:
+        bound: dict[str, socket.socket] = {}
+        for name in ("admin", "metrics", "ready"):
+            address: SocketAddress = getattr(self.settings, name)
+            try:
+                bound[name] = bind_one(address)
+            except OSError as error:
+                for sock in bound.values():
+                    sock.close()
+                raise ConfigError(f"{name} {address}: cannot bind: {why(error)}") from error
+            host, port = bound[name].getsockname()[:2]
+            _log.info("%s listens on %s", name, SocketAddress(host, port))
+        return bound
+
+    def _write_ports(self, own_sockets: Mapping[str, socket.socket]) -> None:
+        path = self.settings.ports_file
+        if path is None:
+            return
+        ports = {name: sock.getsockname()[1] for name, sock in own_sockets.items()}
+        # Renamed into place: who waits for the file never reads half of it.
+        with open(f"{path}.new", "w", encoding="utf-8") as file:
+            json.dump(ports, file)
+        os.replace(f"{path}.new", path)
+
+    def _on_link(self) -> None:
+        try:
+            received = supervisor_link.receive(self._link)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            received = None
+        if received is None:
+            self._stopped.set()
+            return
+        message, descriptor = received
+        if isinstance(message, WorkerStarted):
+            assert descriptor is not None
+            self.fleet.attach(message.slot, message.pid, socket.socket(fileno=descriptor))
+            if self.log_level != self.settings.log_level:
+                self.fleet.broadcast(SetLogLevel(self.log_level))
+        elif isinstance(message, WorkerEnded):
+            if not self.is_draining:
+                self.worker_restarts += 1
+            worker = self.fleet.workers.get(message.slot)
+            if worker is not None and worker.pid == message.pid:
+                self.fleet.detach(message.slot)
+        elif isinstance(message, Reload):
+            self.reload()
+        elif isinstance(message, DrainAll):
+            self._stop_listening(message.deadline_s, exits=True)
+
+    def _stop_listening(self, deadline_s: float, *, exits: bool) -> None:
+        self.is_draining = True
+        self.publisher.stop()
+        self.fleet.broadcast(Drain(deadline_s, exits))
+        self.sockets.close_all()
+
+    def _on_published(self, snapshot: Snapshot) -> None:
+        if self.publisher.bind_failures and not self._is_announced and not self._is_replacement:
+            self._first_failure = next(iter(self.publisher.bind_failures.values()))
+            self._stopped.set()
+        if self._tidy is not None:
+            self._tidy.cancel()
+        self._tidy = self._loop.call_later(_TIDY_AFTER_S, _give_memory_back)
+
+    def _on_applied(self, worker: WorkerHandle) -> None:
+        if not self._is_announced and self.fleet.is_up_to_date and len(self.fleet.workers) == self.settings.workers:
+            self._is_announced = True
+            self._tell_supervisor(Running())
+            self._tell_supervisor(Notify("READY=1"))
+            _log.info("ready: %d workers, snapshot %s", len(self.fleet.workers), self.snapshot.version)
+
+    async def _feed_watchdog(self, every_s: float) -> None:
+        while True:
+            self._tell_supervisor(Notify("WATCHDOG=1"))
+            await asyncio.sleep(every_s)
+
+    def _keep_socket(self, address: SocketAddress, slot: int, sock: socket.socket) -> None:
+        self._tell_supervisor(KeepSocket(address.host, address.port, slot), sock.fileno())
+
+    def _drop_socket(self, address: SocketAddress) -> None:
+        self._tell_supervisor(DropSocket(address.host, address.port))
+
+    def _tell_supervisor(self, message: object, descriptor: int | None = None) -> None:
+        try:
+            supervisor_link.send(self._link, message, descriptor)
+        except OSError:
+            self._stopped.set()  # the supervisor is gone, and we go with it
+
+
+def run_control(settings: Settings, link: socket.socket, adopted: list[Adopted], serve_admin: ServeAdmin) -> int:
+    """The control process's main, after the fork. Exit status; a startup fault is one sentence and 1."""
+    log.configure("control", settings.log_level)
+    try:
+        with asyncio.Runner() as runner:
+            return runner.run(_run(settings, link, adopted, serve_admin))
+    except ConfigError as error:
+        _log.error("%s", error)
+        return 1
+
+
+async def _run(settings: Settings, link: socket.socket, adopted: list[Adopted], serve_admin: ServeAdmin) -> int:
+    return await Control(settings, link, adopted, asyncio.get_running_loop()).run(serve_admin)
+
+
+def _give_memory_back() -> None:
+    """A load leaves freed parse trees behind; small nodes want those pages back."""
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except AttributeError:
+        pass  # not glibc

@@ -1,0 +1,146 @@
+"""From a change of resources to a snapshot in effect.
+
+Decides: when to translate (bursts are one change), which listeners can be had, what is told to the operator.
+Leaves to others: the meaning (snapshot.translate), the workers (control.fleet).
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from time import perf_counter
+
+from meshproxy.control.fleet import Fleet
+from meshproxy.control.sockets import ListeningSockets
+from meshproxy.control.store import ResourceStore
+from meshproxy.model.address import SocketAddress
+from meshproxy.model.listener import Listener
+from meshproxy.resources.problems import ConfigProblem, Severity
+from meshproxy.snapshot.snapshot import EMPTY_SNAPSHOT, Snapshot
+from meshproxy.snapshot.translate import ProxyContext, translate
+
+_log = logging.getLogger(__name__)
+
+DEBOUNCE_S = 0.02
+_THREAD_ABOVE_RESOURCES = 200
+"""Translating more than this takes longer than a scrape should wait."""
+_BIND_RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
+
+
+class Publisher:
+    """`snapshot` is what the workers are told; `problems` is what is wrong with what the operator wrote."""
+
+    def __init__(
+        self,
+        store: ResourceStore,
+        context: ProxyContext,
+        sockets: ListeningSockets,
+        fleet: Fleet,
+        on_published: Callable[[Snapshot], None] = lambda _: None,
+    ) -> None:
+        self._store = store
+        self._context = context
+        self._sockets = sockets
+        self._fleet = fleet
+        self._on_published = on_published
+        self._due = asyncio.Event()
+        self._logged: frozenset[str] = frozenset()
+        self._translated: Snapshot | None = None
+        self._bind_tries = 0
+        self._is_stopped = False
+        self.problems: list[ConfigProblem] = []
+        self.bind_failures: dict[str, str] = {}
+        """Listener name → one sentence, for those that are not up."""
+        self.published_count = 0
+        self.failed_count = 0
+        self.last_translate_s = 0.0
+
+    @property
+    def snapshot(self) -> Snapshot:
+        return self._fleet.current
+
+    def changed(self) -> None:
+        """Something changed: publish after a moment in which more may change."""
+        self._due.set()
+
+    def stop(self) -> None:
+        """Draining: listeners stay closed whatever the files say from now on."""
+        self._is_stopped = True
+
+    async def run(self) -> None:
+        while True:
+            await self._due.wait()
+            await asyncio.sleep(DEBOUNCE_S)
+            await self.publish()
+
+    async def publish(self) -> None:
+        """Translate and send now. A failure of ours is logged with its traceback and changes nothing in effect."""
+        self._due.clear()
+        if self._is_stopped:
+            return
+        started = perf_counter()
+        try:
+            resources = self._store.resources()
+            previous = self._translated
+            if len(resources) > _THREAD_ABOVE_RESOURCES:
+                translated, problems = await asyncio.to_thread(translate, resources, self._context, previous)
+            else:
+                translated, problems = translate(resources, self._context, previous)
+        except Exception:
+            self.failed_count += 1
+            _log.exception("translating the configuration failed; the previous one stays in effect")
+            return
+        self.last_translate_s = perf_counter() - started
+        self._translated = translated
+        self.problems = [*self._store.problems(), *problems]
+        self._log_problems()
+        self._send(translated)
+
+    def _send(self, translated: Snapshot) -> None:
+        wanted = {_address_of(listener) for listener in translated.listeners.values()}
+        before = self._fleet.current
+        snapshot = self._with_bound_listeners(translated)
+        if before is EMPTY_SNAPSHOT or snapshot != before:
+            self._fleet.publish(snapshot)
+            self.published_count += 1
+            _log.info(
+                "snapshot %s: %d listeners, %d clusters, translated in %.1f ms",
+                snapshot.version,
+                len(snapshot.listeners),
+                len(snapshot.clusters),
+                self.last_translate_s * 1000,
+            )
+        for address in self._sockets.addresses - wanted:
+            self._sockets.close(address)
+        self._on_published(snapshot)
+
+    def _with_bound_listeners(self, snapshot: Snapshot) -> Snapshot:
+        """The snapshot without the listeners that cannot be had now; they are tried again later."""
+        failures: dict[str, str] = {}
+        for name, listener in snapshot.listeners.items():
+            why_not = self._sockets.bind(_address_of(listener))
+            if why_not is not None:
+                failures[name] = why_not
+                if self.bind_failures.get(name) != why_not:
+                    _log.error("%s", why_not)
+        self.bind_failures = failures
+        if not failures:
+            self._bind_tries = 0
+            return snapshot
+        pause_s = _BIND_RETRY_S[min(self._bind_tries, len(_BIND_RETRY_S) - 1)]
+        self._bind_tries += 1
+        asyncio.get_running_loop().call_later(pause_s, self.changed)
+        bound = {name: listener for name, listener in snapshot.listeners.items() if name not in failures}
+        return replace(snapshot, listeners=bound, version=f"{snapshot.version}-{len(failures)}-unbound")
+
+    def _log_problems(self) -> None:
+        """Each sentence once, until it is gone and comes back."""
+        sentences = {problem.sentence(): problem.severity for problem in self.problems}
+        for sentence, severity in sentences.items():
+            if sentence not in self._logged:
+                _log.log(logging.ERROR if severity is Severity.ERROR else logging.WARNING, "%s", sentence)
+        self._logged = frozenset(sentences)
+
+
+def _address_of(listener: Listener) -> SocketAddress:
+    return SocketAddress(listener.address, listener.port)

@@ -1,0 +1,41 @@
+"""The process's own settings: what the operator said on the command line or in the environment.
+
+Plain data that the supervisor, the control process and the command line share; cli/settings.py fills it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from meshproxy.model.address import SocketAddress
+from meshproxy.model.endpoint import NOWHERE, Locality
+
+DEFAULT_ADMIN = SocketAddress("127.0.0.1", 15000)
+DEFAULT_METRICS = SocketAddress("0.0.0.0", 15020)
+DEFAULT_READY = SocketAddress("0.0.0.0", 15021)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Every field is a flag of `meshproxy run` and a MESHPROXY_… variable."""
+
+    config_paths: tuple[str, ...]
+    workers: int = 1
+    locality: Locality = NOWHERE
+    admin: SocketAddress = DEFAULT_ADMIN
+    """Loopback only."""
+    metrics: SocketAddress = DEFAULT_METRICS
+    ready: SocketAddress = DEFAULT_READY
+    certificates_dir: str | None = None
+    """Holds <namespace>/<service account>/{cert-chain,key,root-cert}.pem; None: no mesh identity."""
+    namespace: str = "default"
+    """Of resources that name none, and of this proxy's own workload."""
+    service_account: str = "default"
+    labels: Mapping[str, str] = field(default_factory=dict)
+    trust_domain: str = "cluster.local"
+    root_namespace: str = "istio-system"
+    node_id: str = ""
+    log_level: str = "info"
+    drain_time_s: float = 5.0
+    """Istio's terminationDrainDuration: how long a drain waits for what is in flight."""
+    ports_file: str | None = None
+    """Where the chosen admin, metrics and ready ports are written as JSON, once they are bound."""

@@ -1,0 +1,159 @@
+"""The listening sockets: bound here, used by the workers.
+
+One SO_REUSEPORT socket per address and worker slot, kept open here, so that the accept queue of a worker that dies
+waits for its replacement instead of being reset. A unix path has one socket that all slots share.
+"""
+
+import errno
+import os
+import socket
+import stat
+from collections.abc import Callable, Iterable
+
+from meshproxy.model.address import SocketAddress
+
+BACKLOG = 4096
+"""net.core.somaxconn caps it."""
+
+Keep = Callable[[SocketAddress, int, socket.socket], None]
+Drop = Callable[[SocketAddress], None]
+
+
+class ListeningSockets:
+    """Address → one listening socket per worker slot.
+
+    keep and drop tell the supervisor, which holds copies for the next control process; adopted are the copies this
+    control process was started with.
+    """
+
+    def __init__(
+        self,
+        slots: int,
+        keep: Keep,
+        drop: Drop,
+        adopted: Iterable[tuple[SocketAddress, int, socket.socket]] = (),
+    ) -> None:
+        self._slots = slots
+        self._keep = keep
+        self._drop = drop
+        self._sockets: dict[SocketAddress, dict[int, socket.socket]] = {}
+        for address, slot, sock in adopted:
+            self._sockets.setdefault(address, {})[slot] = sock
+
+    @property
+    def addresses(self) -> frozenset[SocketAddress]:
+        return frozenset(self._sockets)
+
+    def get(self, address: SocketAddress, slot: int) -> socket.socket:
+        """KeyError where the address is not bound."""
+        sockets = self._sockets[address]
+        return sockets[0 if address.is_unix else slot]
+
+    def bind(self, address: SocketAddress) -> str | None:
+        """None once the address is bound (also where it was already); else one sentence that says why not."""
+        if address in self._sockets:
+            return None
+        bound: dict[int, socket.socket] = {}
+        try:
+            if address.is_unix:
+                bound[0] = _bind_unix(address.host)
+            else:
+                # Two of our own addresses may overlap on a port (0.0.0.0 and 127.0.0.1); only strangers are probed for.
+                if not any(own.port == address.port and not own.is_unix for own in self._sockets):
+                    _bind_tcp(address, shares=False).close()
+                for slot in range(self._slots):
+                    bound[slot] = _bind_tcp(address, shares=True)
+        except OSError as error:
+            for sock in bound.values():
+                sock.close()
+            return f"listener {address}: cannot bind: {why(error)}"
+        self._sockets[address] = bound
+        for slot, sock in bound.items():
+            self._keep(address, slot, sock)
+        return None
+
+    def close(self, address: SocketAddress) -> None:
+        """Stop holding the address; workers that still listen on it go on until they are told."""
+        sockets = self._sockets.pop(address, {})
+        for sock in sockets.values():
+            sock.close()
+        if sockets:
+            self._drop(address)
+            if address.is_unix:
+                _unlink(address.host)
+
+    def close_all(self) -> None:
+        for address in list(self._sockets):
+            self.close(address)
+
+
+def bind_one(address: SocketAddress) -> socket.socket:
+    """A listening socket of the control process's own (admin, metrics). OSError where it cannot be had."""
+    return _bind_tcp(address, shares=False, listens=True)
+
+
+def _bind_tcp(address: SocketAddress, *, shares: bool, listens: bool | None = None) -> socket.socket:
+    """shares: one of several sockets on the address. Without it the bind fails where anyone listens there, which
+    SO_REUSEPORT would hide if the other is ours too."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shares:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        # Accepted sockets inherit it: one system call less per connection.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.bind((address.host, address.port))
+        if shares if listens is None else listens:
+            sock.listen(BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _bind_unix(path: str) -> socket.socket:
+    _remove_stale(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        sock.bind(path)
+        sock.listen(BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _remove_stale(path: str) -> None:
+    """Unlink a socket that nobody listens on; leave everything else for bind to complain about."""
+    try:
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            return
+    except OSError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        if probe.connect_ex(path) == errno.ECONNREFUSED:
+            _unlink(path)
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except OSError:
+        pass
+
+
+def why(error: OSError) -> str:
+    """The usual reasons in plain words; the system's words for the others."""
+    plain = {
+        errno.EADDRINUSE: "address in use",
+        errno.EADDRNOTAVAIL: "this host has no such address",
+        errno.EACCES: "permission denied",
+        errno.EPERM: "permission denied",
+    }
+    return plain.get(error.errno or 0) or (error.strerror or str(error)).lower()
