@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from bench import http1, pairs, report, tcp
+from bench import change, footprint, http1, pairs, report, survival, tcp
 from bench.case import Outcome, Settings, say
-from bench.process import BenchError
+from bench.process import PINNINGS, BenchError
 
-CASES = {case.name: case for module in (http1, pairs, tcp) for case in module.CASES}
+CASES = {case.name: case for module in (http1, pairs, tcp, footprint, change, survival) for case in module.CASES}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,6 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (default 5)")
     parser.add_argument("--seconds", type=int, default=3, help="seconds of load a round (default 3)")
     parser.add_argument("--contenders", default="", help="comma-separated: only these (direct,envoy,haproxy,meshproxy)")
+    parser.add_argument(
+        "--pinning", choices=sorted(PINNINGS), help="cores, where not each case's own (see bench/process.py)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured")
     parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
     parser.add_argument("--check", action="store_true", help="exit 1 when a figure misses its budget")
@@ -39,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rounds=options.rounds,
         seconds=options.seconds,
         contenders=frozenset(filter(None, options.contenders.split(","))),
+        pinning=options.pinning,
     )
     signal.signal(signal.SIGTERM, _end)
     outcomes: list[Outcome] = []
@@ -58,7 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 130
         outcomes.append(outcome)
         for figure in outcome.figures:
-            say(f"  {figure.name}: {figure.value:.3g} {figure.unit}{'' if figure.keeps_budget else '  (budget missed)'}")
+            say(
+                f"  {figure.name}: {figure.value:.3g} {figure.unit}{'' if figure.keeps_budget else '  (budget missed)'}"
+            )
     document = report.document(outcomes, settings)
     if options.json:
         options.json.write_text(json.dumps(document, indent=1) + "\n")

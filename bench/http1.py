@@ -1,8 +1,8 @@
 """HTTP/1.1 in the clear: how many requests, how much latency, how fast large bodies."""
 
 from bench import envoy, haproxy, mesh, origin
-from bench.case import DIRECT, MESH, Case, Contender, Outcome, Settings, compare
-from bench.load import Sample, Target, paced, wrk
+from bench.case import DIRECT, MESH, Case, Contender, Outcome, Settings, at_rate, compare, flat_out
+from bench.load import Target
 from bench.process import Workspace
 from bench.services import ECHO_HOST, echo
 
@@ -28,26 +28,26 @@ def _outbound(settings: Settings, workspace: Workspace, path: str = "/") -> list
 
 
 def outbound_c32(settings: Settings, outcome: Outcome) -> None:
-    with Workspace() as workspace:
-        compare(outcome, settings, _outbound(settings, workspace), lambda c, s: wrk(c.target, 32, int(s), c.groups))
+    with Workspace(settings.pinned("split")) as workspace:
+        compare(outcome, settings, _outbound(settings, workspace), flat_out(32), workspace.pinning)
     outcome.ratio("HTTP/1.1 outbound, 32 connections: req/s over Envoy", ["envoy"], "req_s", at_least=1.35)
     outcome.ratio("HTTP/1.1 outbound, 32 connections: req/s over HAProxy", ["haproxy"], "req_s")
 
 
 def outbound_c1(settings: Settings, outcome: Outcome) -> None:
-    with Workspace() as workspace:
-        compare(outcome, settings, _outbound(settings, workspace), lambda c, s: wrk(c.target, 1, int(s), c.groups))
+    with Workspace(settings.pinned("free")) as workspace:
+        compare(outcome, settings, _outbound(settings, workspace), flat_out(1), workspace.pinning)
     outcome.added("HTTP/1.1, 1 connection: added p50 over Envoy's added p50", ["envoy"], "p50_us", at_most=0.45)
 
 
 def outbound_paced(settings: Settings, outcome: Outcome) -> None:
-    with Workspace() as workspace:
-        compare(outcome, settings, _outbound(settings, workspace), _paced)
+    with Workspace(settings.pinned("free")) as workspace:
+        compare(outcome, settings, _outbound(settings, workspace), at_rate(1000), workspace.pinning)
     outcome.added("HTTP/1.1 at 1,000 req/s: added p99 over Envoy's added p99", ["envoy"], "p99_us")
 
 
 def inbound_c32(settings: Settings, outcome: Outcome) -> None:
-    with Workspace() as workspace:
+    with Workspace(settings.pinned("split")) as workspace:
         source = origin.start(workspace)
         contenders = []
         if settings.wants(DIRECT):
@@ -59,19 +59,15 @@ def inbound_c32(settings: Settings, outcome: Outcome) -> None:
             port = workspace.port()
             proxy = mesh.start(workspace, port, mesh.inbound_resources(port, source.port, "DISABLE"))
             contenders.append(Contender(MESH, Target("127.0.0.1", port, ECHO_HOST), (proxy.group,)))
-        compare(outcome, settings, contenders, lambda c, s: wrk(c.target, 32, int(s), c.groups))
+        compare(outcome, settings, contenders, flat_out(32), workspace.pinning)
     outcome.ratio("HTTP/1.1 inbound, 32 connections: req/s over Envoy", ["envoy"], "req_s", at_least=1.35)
 
 
 def body_1m(settings: Settings, outcome: Outcome) -> None:
-    with Workspace() as workspace:
+    with Workspace(settings.pinned("split")) as workspace:
         contenders = _outbound(settings, workspace, "/1m")
-        compare(outcome, settings, contenders, lambda c, s: wrk(c.target, 4, int(s), c.groups))
+        compare(outcome, settings, contenders, flat_out(4), workspace.pinning)
     outcome.ratio("1 MiB bodies, 4 connections: bytes/s over Envoy", ["envoy"], "bytes_s", at_least=0.5)
-
-
-def _paced(contender: Contender, seconds: float) -> Sample:
-    return paced(contender.target, 1000, seconds, proxies=contender.groups)
 
 
 CASES = (

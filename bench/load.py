@@ -1,6 +1,7 @@
 """Load: wrk for as-fast-as-possible, our own clients for a constant rate and for counting every failed request."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -8,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.process import CHECKOUT, LOAD_CORES, BenchError, Group, Workspace, busy_shares, core_times
+from bench.process import CHECKOUT, BenchError, Group, Pinning, Workspace, busy_shares, core_times
 
+_PACED_CONNECTIONS = 16
 _SCRIPT = Path(__file__).with_name("summary.lua")
 
 
@@ -39,7 +41,7 @@ class Sample:
     """Share of the time the load generator's core was busy: near 1, the figure is the generator's limit."""
 
 
-def wrk(target: Target, connections: int, seconds: int, proxies: Sequence[Group] = ()) -> Sample:
+def wrk(target: Target, connections: int, seconds: float, proxies: Sequence[Group], pinning: Pinning) -> Sample:
     """As many requests as `connections` closed-loop connections get through; one wrk thread."""
     if shutil.which("wrk") is None:
         raise BenchError("wrk is not installed (make bench installs it)")
@@ -47,13 +49,13 @@ def wrk(target: Target, connections: int, seconds: int, proxies: Sequence[Group]
     cores_before = core_times()
     run = subprocess.run(
         [
-            "wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s", "-s", str(_SCRIPT),
+            "wrk", "-t1", f"-c{connections}", f"-d{int(seconds)}s", "--timeout", "10s", "-s", str(_SCRIPT),
             "-H", f"Host: {target.host}", f"http://{target.address}:{target.port}{target.path}",
         ],
         capture_output=True,
         text=True,
         start_new_session=True,
-        preexec_fn=_pin,
+        preexec_fn=lambda: os.sched_setaffinity(0, pinning.load),
     )  # fmt: skip
     cores = busy_shares(cores_before, core_times())
     cpu = sum(group.cpu_s() for group in proxies) - cpu_before
@@ -71,21 +73,21 @@ def wrk(target: Target, connections: int, seconds: int, proxies: Sequence[Group]
         max_us=figures["max_us"],
         failed=figures["errors"] + figures["statuses"],
         cpu_us_per_request=cpu * 1e6 / requests if proxies and requests else None,
-        load_core_busy=cores.get(next(iter(LOAD_CORES))),
+        load_core_busy=cores.get(min(pinning.load)) if pinning.name == "split" else None,
     )
 
 
-def paced(target: Target, rate: int, seconds: float, connections: int = 16, proxies: Sequence[Group] = ()) -> Sample:
+def paced(target: Target, rate: int, seconds: float, proxies: Sequence[Group], pinning: Pinning) -> Sample:
     """`rate` requests a second whatever the answers do; latency counts from the moment a request was due."""
     cpu_before = sum(group.cpu_s() for group in proxies)
     run = subprocess.run(
         [sys.executable, "-m", "bench.paced", target.address, str(target.port), target.host, target.path,
-         str(rate), str(seconds), str(connections)],
+         str(rate), str(seconds), str(_PACED_CONNECTIONS)],
         capture_output=True,
         text=True,
         cwd=CHECKOUT,
         start_new_session=True,
-        preexec_fn=_pin,
+        preexec_fn=lambda: os.sched_setaffinity(0, pinning.load),
     )  # fmt: skip
     if run.returncode != 0:
         raise BenchError(f"paced client against {target.address}:{target.port} failed: {run.stderr[-500:]}")
@@ -111,11 +113,5 @@ def start_steady(workspace: Workspace, targets: Sequence[Target], rate: int, con
         "steady client",
         [sys.executable, "-m", "bench.steady", addresses, targets[0].host, targets[0].path, str(rate),
          str(connections), str(report)],
-        LOAD_CORES,
+        workspace.pinning.load,
     )  # fmt: skip
-
-
-def _pin() -> None:
-    import os
-
-    os.sched_setaffinity(0, LOAD_CORES)

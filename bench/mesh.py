@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from bench.certificates import Certificates
-from bench.process import CHECKOUT, PROXY_CORES, BenchError, Group, Workspace, http_get
+from bench.process import CHECKOUT, BenchError, Group, Workspace, http_get
 from bench.services import LOCALITY, REGION, SPLIT, Service
 
 PYTHON = os.environ.get("BENCH_PYTHON", sys.executable)
@@ -204,6 +204,6 @@ def start(
         command += ["--certs", str(certificates.directory)]
     if not (CHECKOUT / "meshproxy" / "cli" / "main.py").exists():
         raise BenchError("this checkout has no meshproxy/cli/main.py to run")
-    group = workspace.start("meshproxy", command, PROXY_CORES)
+    group = workspace.start("meshproxy", command, workspace.pinning.proxies)
     workspace.wait_http(group, ready, "/healthz/ready", timeout_s=30.0)
     return Mesh(group, port, admin, metrics, config)

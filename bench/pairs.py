@@ -1,11 +1,9 @@
 """Two proxies with mTLS between them: outbound of one workload, inbound of another."""
 
-from collections.abc import Callable
-
 from bench import certificates, envoy, mesh, origin
-from bench.case import DIRECT, MESH, Case, Contender, Figure, Outcome, Settings, compare
-from bench.load import Sample, Target, paced, wrk
-from bench.process import Workspace
+from bench.case import DIRECT, MESH, Case, Contender, Figure, Load, Outcome, Settings, at_rate, compare, flat_out
+from bench.load import Target
+from bench.process import Pinning, Workspace
 from bench.services import ECHO_HOST, LOCAL_ZONE, Place, Service
 
 ENVOY_H1 = "envoy-pair-h1"
@@ -56,27 +54,27 @@ def _behind(port: int) -> Service:
     return Service(ECHO_HOST, (Place("127.0.0.1", port, LOCAL_ZONE),))
 
 
-def _run(settings: Settings, outcome: Outcome, load: Callable[[Contender, float], Sample]) -> None:
-    with Workspace() as workspace:
-        compare(outcome, settings, _pairs(settings, workspace), load)
+def _run(settings: Settings, outcome: Outcome, load: Load, pinning: Pinning) -> None:
+    with Workspace(pinning) as workspace:
+        compare(outcome, settings, _pairs(settings, workspace), load, pinning)
 
 
 def pair_c32(settings: Settings, outcome: Outcome) -> None:
-    _run(settings, outcome, lambda c, s: wrk(c.target, 32, int(s), c.groups))
+    _run(settings, outcome, flat_out(32), settings.pinned("split"))
     outcome.ratio(
         "mTLS pair, 32 connections: req/s over the better Envoy pair", [ENVOY_H1, ENVOY_H2], "req_s", at_least=1.0
     )
 
 
 def pair_c1(settings: Settings, outcome: Outcome) -> None:
-    _run(settings, outcome, lambda c, s: wrk(c.target, 1, int(s), c.groups))
+    _run(settings, outcome, flat_out(1), settings.pinned("free"))
     outcome.added(
         "mTLS pair, 1 connection: added p50 over the better Envoy pair's", [ENVOY_H1, ENVOY_H2], "p50_us", at_most=0.65
     )
 
 
 def pair_paced(settings: Settings, outcome: Outcome) -> None:
-    _run(settings, outcome, lambda c, s: paced(c.target, 1000, s, proxies=c.groups))
+    _run(settings, outcome, at_rate(1000), settings.pinned("free"))
     for measure in ("added_p50_us", "added_p99_us"):
         value = outcome.median(MESH, measure)
         if value is not None and outcome.median(DIRECT, "p50_us") is not None:
@@ -86,7 +84,7 @@ def pair_paced(settings: Settings, outcome: Outcome) -> None:
 
 
 def tcp_pair_c32(settings: Settings, outcome: Outcome) -> None:
-    with Workspace() as workspace:
+    with Workspace(settings.pinned("split")) as workspace:
         source = origin.start(workspace)
         issued = certificates.issue(workspace.path / "certs", (_CLIENT, _SERVER))
         contenders = []
@@ -98,7 +96,7 @@ def tcp_pair_c32(settings: Settings, outcome: Outcome) -> None:
             contenders.append(Contender(ENVOY_TCP, Target("127.0.0.1", port, ECHO_HOST), (client, server)))
         if settings.wants(MESH):
             contenders.append(_mesh_pair(workspace, source.port, issued, "TCP"))
-        compare(outcome, settings, contenders, lambda c, s: wrk(c.target, 32, int(s), c.groups))
+        compare(outcome, settings, contenders, flat_out(32), workspace.pinning)
     outcome.ratio(
         "TCP inside an mTLS pair, 32 connections: req/s over Envoy's pair", [ENVOY_TCP], "req_s", at_least=0.9
     )

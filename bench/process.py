@@ -13,6 +13,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,16 +21,32 @@ from types import TracebackType
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
-# One core belongs to whatever is measured, the other to the load generator and the origin. Every contender gets the
-# same cores; a pair of proxies shares the first, so its figure is the work of the whole pair on one core.
-# On a machine with one core nothing is pinned.
 _CORES = sorted(os.sched_getaffinity(0))
-PROXY_CORES: frozenset[int] = frozenset(_CORES[:1])
-LOAD_CORES: frozenset[int] = frozenset(_CORES[1:2]) or PROXY_CORES
-
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Pinning:
+    """Which cores the proxies and the load (generator and origin) may use; the same for every contender."""
+
+    name: str
+    proxies: frozenset[int]
+    load: frozenset[int]
+
+
+# split: one core belongs to whatever is measured (a pair of proxies shares it, so its figure is the work of the whole
+# pair), the other to the load. Right for throughput: the figure is then what one core of proxy can do.
+# free: the scheduler decides. Right for the latency of one request at a time: programs that take turns would, pinned
+# apart, mostly measure how long a virtual machine needs to wake an idle core (150 µs a request, for all alike).
+# one: everything on one core, no wake-ups at all; the added latency is then the length of the code path.
+PINNINGS = {
+    "split": Pinning("split", frozenset(_CORES[:1]), frozenset(_CORES[1:2] or _CORES)),
+    "free": Pinning("free", frozenset(_CORES), frozenset(_CORES)),
+    "one": Pinning("one", frozenset(_CORES[:1]), frozenset(_CORES[:1])),
+}
 
 
 class BenchError(Exception):
@@ -44,6 +61,13 @@ class Memory:
     """Shared pages divided by the number of processes that map them, also processes outside the group."""
     private_mib: float
     processes: int
+    pages_mib: float | None = None
+    """Distinct physical pages of the group, each counted once and whole: unlike PSS, other programs of the same
+    interpreter on the machine do not make it smaller. None without the right to read page frame numbers (root)."""
+
+    def as_row(self) -> dict[str, float]:
+        row = {"pss_mib": self.pss_mib, "private_mib": self.private_mib}
+        return row if self.pages_mib is None else {**row, "pages_mib": self.pages_mib}
 
 
 class Group:
@@ -81,6 +105,7 @@ class Group:
 
     def memory(self) -> Memory:
         pss = private = processes = 0
+        frames: set[int] | None = set()
         for pid in self.pids():
             try:
                 lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
@@ -93,7 +118,10 @@ class Group:
                     pss += int(rest.split()[0])
                 elif name in ("Private_Clean", "Private_Dirty"):
                     private += int(rest.split()[0])
-        return Memory(pss / 1024, private / 1024, processes)
+            found = _page_frames(pid) if frames is not None else None
+            frames = frames | found if frames is not None and found else None
+        pages = len(frames) * _PAGE_BYTES / (1 << 20) if frames else None
+        return Memory(pss / 1024, private / 1024, processes, pages)
 
     def tail(self, lines: int = 12) -> str:
         try:
@@ -119,7 +147,8 @@ class Group:
 class Workspace:
     """A temporary directory, the ports handed out and the programs started for one case."""
 
-    def __init__(self) -> None:
+    def __init__(self, pinning: Pinning = PINNINGS["split"]) -> None:
+        self.pinning = pinning
         self.path = Path(tempfile.mkdtemp(prefix="meshproxy-bench-"))
         self.groups: list[Group] = []
         self._ports: set[int] = set()
@@ -190,10 +219,10 @@ class Workspace:
         raise BenchError(f"{group.name} not ready after {timeout_s:g} s:\n{group.tail()}")
 
 
-def http_get(
+def http_exchange(
     port: int, path: str, host: str = "127.0.0.1", method: str = "GET", timeout_s: float = 5.0
-) -> tuple[int, bytes]:
-    """(status, body) of one request on a fresh connection; (0, b"") when nobody answers."""
+) -> tuple[int, bytes, bytes]:
+    """(status, head, body) of one request on a fresh connection; status 0 when nobody answers."""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout_s) as connection:
             connection.sendall(f"{method} {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n".encode())
@@ -201,10 +230,16 @@ def http_get(
             while chunk := connection.recv(65536):
                 data += chunk
     except OSError:
-        return 0, b""
+        return 0, b"", b""
     head, _, body = bytes(data).partition(b"\r\n\r\n")
     parts = head.split(b" ", 2)
-    return (int(parts[1]) if len(parts) > 1 and parts[1].isdigit() else 0), body
+    return (int(parts[1]) if len(parts) > 1 and parts[1].isdigit() else 0), head, body
+
+
+def http_get(port: int, path: str, host: str = "127.0.0.1") -> tuple[int, bytes]:
+    """(status, body) of a GET; (0, b"") when nobody answers."""
+    status, _, body = http_exchange(port, path, host)
+    return status, body
 
 
 def http_status(port: int, path: str, host: str = "127.0.0.1") -> int:
@@ -234,6 +269,32 @@ def core_times() -> dict[int, tuple[int, int]]:
 def _before_exec(cores: frozenset[int]) -> None:
     os.sched_setaffinity(0, cores)
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)  # nothing outlives a harness that was killed
+
+
+def _page_frames(pid: int) -> set[int] | None:
+    """Physical page numbers a process has resident now; None where the kernel does not tell."""
+    frames: set[int] = set()
+    try:
+        ranges = []
+        with open(f"/proc/{pid}/smaps") as maps:
+            start = end = 0
+            for line in maps:
+                name = line.split(" ", 1)[0]
+                if name == "Rss:" and int(line.split()[1]):
+                    ranges.append((start, end))
+                elif not name.endswith(":"):
+                    start, end = (int(part, 16) for part in name.split("-"))
+        with open(f"/proc/{pid}/pagemap", "rb", buffering=0) as pagemap:
+            for start, end in ranges:
+                for at in range(start // _PAGE_BYTES, end // _PAGE_BYTES, 65536):
+                    pagemap.seek(at * 8)
+                    entries = array("Q", pagemap.read(8 * min(65536, end // _PAGE_BYTES - at)))
+                    # Bit 63: present; bits 0–54: the frame number, zero without CAP_SYS_ADMIN.
+                    frames.update(entry & (1 << 55) - 1 for entry in entries if entry >> 63)
+    except OSError:
+        return None
+    frames.discard(0)
+    return frames or None
 
 
 def _stat_fields(pid: int) -> list[str] | None:

@@ -11,13 +11,17 @@ from typing import Any
 from bench import envoy
 from bench.case import Outcome, Settings
 from bench.mesh import PYTHON
-from bench.process import CHECKOUT, LOAD_CORES, PROXY_CORES, BenchError
+from bench.process import CHECKOUT, BenchError
 
 
 def machine() -> dict[str, Any]:
     """What the figures were measured on and with."""
     model = next(
-        (line.partition(":")[2].strip() for line in _read("/proc/cpuinfo").splitlines() if line.startswith("model name")),
+        (
+            line.partition(":")[2].strip()
+            for line in _read("/proc/cpuinfo").splitlines()
+            if line.startswith("model name")
+        ),
         platform.processor(),
     )
     return {
@@ -25,7 +29,6 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "kernel": platform.release(),
         "load_average": os.getloadavg(),
-        "pinning": f"proxies on core {sorted(PROXY_CORES)}, load and origin on core {sorted(LOAD_CORES)}",
         "versions": _versions(),
     }
 
@@ -68,7 +71,8 @@ def markdown(document: dict[str, Any]) -> str:
     lines.append("")
     lines.append(
         f"Medians of {document['rounds']} interleaved rounds of {document['seconds']} s; {about['cores']} cores "
-        f"({about['cpu']}), Linux {about['kernel']}; {about['pinning']}; {versions}."
+        f"({about['cpu']}), Linux {about['kernel']}; throughput with the "
+        f"proxies on one core and load and origin on another, latency unpinned; {versions}."
     )
     return "\n".join(lines)
 

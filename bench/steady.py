@@ -126,9 +126,7 @@ class Client:
 
 
 def main() -> None:
-    addresses = [
-        (address.rpartition(":")[0], int(address.rpartition(":")[2])) for address in sys.argv[1].split(",")
-    ]
+    addresses = [(address.rpartition(":")[0], int(address.rpartition(":")[2])) for address in sys.argv[1].split(",")]
     authority, path, rate, count, report = sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]), sys.argv[6]
     request = f"GET {path} HTTP/1.1\r\nhost: {authority}\r\n\r\n".encode()
     failures: list[dict[str, object]] = []

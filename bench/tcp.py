@@ -1,14 +1,14 @@
 """TCP in the clear: the same requests, carried as bytes nobody parses."""
 
 from bench import envoy, haproxy, mesh, origin
-from bench.case import DIRECT, MESH, Case, Contender, Outcome, Settings, compare
-from bench.load import Target, wrk
+from bench.case import DIRECT, MESH, Case, Contender, Outcome, Settings, compare, flat_out
+from bench.load import Target
 from bench.process import Workspace
 from bench.services import ECHO_HOST, echo
 
 
 def tcp_c32(settings: Settings, outcome: Outcome) -> None:
-    with Workspace() as workspace:
+    with Workspace(settings.pinned("split")) as workspace:
         source = origin.start(workspace)
         service = echo(source.port)
         contenders = []
@@ -24,7 +24,7 @@ def tcp_c32(settings: Settings, outcome: Outcome) -> None:
             port = workspace.port()
             proxy = mesh.start(workspace, port, mesh.outbound_resources([service], port, protocol="TCP"))
             contenders.append(Contender(MESH, Target("127.0.0.1", port, ECHO_HOST), (proxy.group,)))
-        compare(outcome, settings, contenders, lambda c, s: wrk(c.target, 32, int(s), c.groups))
+        compare(outcome, settings, contenders, flat_out(32), workspace.pinning)
     outcome.ratio("TCP, 32 connections: req/s over HAProxy", ["haproxy"], "req_s", at_least=0.8)
     outcome.ratio("TCP, 32 connections: req/s over Envoy", ["envoy"], "req_s")
 
