@@ -6,6 +6,7 @@ Nothing here locks: one worker, one thread, one recorder.
 Source: istio.io reference/config/metrics (names, label order); Envoy's default histogram buckets.
 """
 
+import os
 import sys
 from bisect import bisect_left
 from collections.abc import Callable
@@ -68,6 +69,9 @@ DURATION_BOUNDS_MS = (
 _SIZE_BOUNDS = tuple(int(bound) for bound in DURATION_BOUNDS_MS)
 BUCKET_COUNT = len(DURATION_BOUNDS_MS) + 1
 """The last bucket is +Inf."""
+
+SEPARATOR = "\x1f"
+"""Between the label values of a series' key: one string is cheaper to send than 25. No label value holds it."""
 
 MAX_SERIES = 4096
 """Label sets one worker keeps, HTTP and TCP each (about 1 KiB apiece). Beyond it all new ones share one series whose
@@ -161,18 +165,16 @@ class HttpSeries:
     __slots__ = (
         "duration_counts",
         "duration_sum_ms",
-        "id",
         "idle_flushes",
-        "labels",
+        "key",
         "request_counts",
         "request_sum_bytes",
         "response_counts",
         "response_sum_bytes",
     )
 
-    def __init__(self, id: int, labels: tuple[str, ...]) -> None:
-        self.id = id
-        self.labels = labels
+    def __init__(self, labels: tuple[str, ...]) -> None:
+        self.key = SEPARATOR.join(labels)
         self.idle_flushes = 0
         self.clear()
 
@@ -199,11 +201,10 @@ class HttpSeries:
 class TcpSeries:
     """Connections of one label set since the last flush. The data path adds to the four numbers directly."""
 
-    __slots__ = ("closed", "id", "idle_flushes", "labels", "opened", "received_bytes", "sent_bytes")
+    __slots__ = ("closed", "idle_flushes", "key", "opened", "received_bytes", "sent_bytes")
 
-    def __init__(self, id: int, labels: tuple[str, ...]) -> None:
-        self.id = id
-        self.labels = labels
+    def __init__(self, labels: tuple[str, ...]) -> None:
+        self.key = SEPARATOR.join(labels)
         self.idle_flushes = 0
         self.clear()
 
@@ -285,6 +286,8 @@ class ListenerCounters:
     downstream_rq_idle_timeout: int = 0
     downstream_rq_header_timeout: int = 0
     no_filter_chain_match: int = 0
+    connection_error: int = 0
+    """Connections that broke before their protocol was known."""
     ssl_handshake: int = 0
     ssl_session_reused: int = 0
     ssl_connection_error: int = 0
@@ -323,27 +326,36 @@ class ProcessCounters:
         errors[detail] = errors.get(detail, 0) + 1
 
 
+def is_gauge(field: str) -> bool:
+    """True for a field of ClusterCounters or ListenerCounters that goes up and down."""
+    return field.endswith("_active")
+
+
 CLUSTER_FIELDS = tuple(field.name for field in fields(ClusterCounters))
 LISTENER_FIELDS = tuple(field.name for field in fields(ListenerCounters))
 
 
+HttpRow = tuple[str, list[int], list[int], list[int], float, int, int]
+"""(key, duration, request and response bucket counts, sum of ms, sum of request bytes, sum of response bytes)."""
+TcpRow = tuple[str, int, int, int, int]
+"""(key, opened, closed, sent bytes, received bytes)."""
+
+
 @dataclass(slots=True)
 class Flush:
-    """What changed in one worker since its last flush. All numbers are differences, those of `_active` fields too."""
+    """What changed in one worker since its last flush. Whoever reads it needs nothing of an earlier one.
 
-    series: list[tuple[int, tuple[str, ...]]]
-    """Ids given since the last flush and the labels they stand for: HTTP by HTTP_LABELS, TCP by TCP_LABELS."""
-    http: list[tuple[int, list[int], list[int], list[int], float, int, int]]
-    """(series id, duration, request and response bucket counts, sum of ms, sum of request bytes, of response bytes)."""
-    tcp: list[tuple[int, int, int, int, int]]
-    """(series id, opened, closed, sent bytes, received bytes)."""
-    evicted: list[int]
-    """Series ids that will not come back."""
+    A key is the label values joined by SEPARATOR: HTTP_LABELS for http, TCP_LABELS for tcp.
+    """
+
+    pid: int
+    http: list[HttpRow]
+    tcp: list[TcpRow]
     clusters: list[tuple[str, str, tuple[int, ...]]]
-    """(cluster key, cluster name, values in the order of CLUSTER_FIELDS)."""
+    """(cluster key, cluster name, values in the order of CLUSTER_FIELDS): differences, but `_active` as it stands."""
     removed_clusters: list[str]
     listeners: list[tuple[str, tuple[int, ...]]]
-    """(listener name, values in the order of LISTENER_FIELDS)."""
+    """(listener name, values in the order of LISTENER_FIELDS): as for clusters."""
     removed_listeners: list[str]
     process: tuple[int, int, int, float, float]
     """(log lines written, dropped, accept errors, longest stall s, stalls in all s)."""
@@ -352,6 +364,8 @@ class Flush:
 
 _cluster_values: Callable[[ClusterCounters], tuple[int, ...]] = attrgetter(*CLUSTER_FIELDS)
 _listener_values: Callable[[ListenerCounters], tuple[int, ...]] = attrgetter(*LISTENER_FIELDS)
+_CLUSTER_GAUGES = tuple(at for at, field in enumerate(CLUSTER_FIELDS) if is_gauge(field))
+_LISTENER_GAUGES = tuple(at for at, field in enumerate(LISTENER_FIELDS) if is_gauge(field))
 _CLUSTER_ZEROS = (0,) * len(CLUSTER_FIELDS)
 _LISTENER_ZEROS = (0,) * len(LISTENER_FIELDS)
 
@@ -378,7 +392,7 @@ class Recorder:
     by labels is not meant for the request path.
     """
 
-    __slots__ = ("_clusters", "_flushed_process", "_fresh", "_http", "_listeners", "_next_id", "_tcp", "process")
+    __slots__ = ("_clusters", "_flushed_process", "_http", "_listeners", "_tcp", "process")
 
     def __init__(self) -> None:
         self.process = ProcessCounters()
@@ -386,8 +400,6 @@ class Recorder:
         self._tcp: dict[tuple[str, ...], TcpSeries] = {}
         self._clusters: dict[str, _ClusterEntry] = {}
         self._listeners: dict[str, _ListenerEntry] = {}
-        self._next_id = 1
-        self._fresh: list[tuple[int, tuple[str, ...]]] = []
         self._flushed_process = (0, 0, 0, 0.0)
 
     def http_series(self, labels: tuple[str, ...]) -> HttpSeries:
@@ -398,7 +410,7 @@ class Recorder:
                 labels = (OVERFLOW,) * len(HTTP_LABELS)
                 if labels in self._http:
                     return self._http[labels]
-            series = self._http[labels] = HttpSeries(self._new_id(labels), labels)
+            series = self._http[labels] = HttpSeries(labels)
         return series
 
     def tcp_series(self, labels: tuple[str, ...]) -> TcpSeries:
@@ -409,7 +421,7 @@ class Recorder:
                 labels = (OVERFLOW,) * len(TCP_LABELS)
                 if labels in self._tcp:
                     return self._tcp[labels]
-            series = self._tcp[labels] = TcpSeries(self._new_id(labels), labels)
+            series = self._tcp[labels] = TcpSeries(labels)
         return series
 
     def cluster(self, key: str, name: str) -> ClusterCounters:
@@ -437,20 +449,12 @@ class Recorder:
         if name in self._listeners:
             self._listeners[name].is_removed = True
 
-    def introduce_again(self) -> None:
-        """A new control process listens: it knows no series id and no value. Call before the next flush."""
-        self._fresh = [(series.id, series.labels) for series in self._http.values()]
-        self._fresh += [(series.id, series.labels) for series in self._tcp.values()]
-        for cluster in self._clusters.values():
-            cluster.flushed = _CLUSTER_ZEROS
-        for listener in self._listeners.values():
-            listener.flushed = _LISTENER_ZEROS
-        self._flushed_process = (0, 0, 0, 0.0)
+    def series_count(self) -> tuple[int, int]:
+        """(HTTP, TCP) label sets kept now."""
+        return len(self._http), len(self._tcp)
 
     def flush(self) -> Flush:
         """What changed since the last call; the receiver must get it, it is not said twice."""
-        series, self._fresh = self._fresh, []
-        evicted: list[int] = []
         clusters, removed_clusters = self._flush_clusters()
         listeners, removed_listeners = self._flush_listeners()
         process = self.process
@@ -464,10 +468,9 @@ class Recorder:
         )
         before, self._flushed_process = self._flushed_process, now
         return Flush(
-            series=series,
-            http=self._flush_http(evicted),
-            tcp=self._flush_tcp(evicted),
-            evicted=evicted,
+            pid=os.getpid(),
+            http=self._flush_http(),
+            tcp=self._flush_tcp(),
             clusters=clusters,
             removed_clusters=removed_clusters,
             listeners=listeners,
@@ -476,20 +479,14 @@ class Recorder:
             protocol_errors=errors,
         )
 
-    def _new_id(self, labels: tuple[str, ...]) -> int:
-        id = self._next_id
-        self._next_id += 1
-        self._fresh.append((id, labels))
-        return id
-
-    def _flush_http(self, evicted: list[int]) -> list[tuple[int, list[int], list[int], list[int], float, int, int]]:
-        out = []
+    def _flush_http(self) -> list[HttpRow]:
+        rows = []
         idle = []
         for series in self._http.values():
             if any(series.duration_counts):
-                out.append(
+                rows.append(
                     (
-                        series.id,
+                        series.key,
                         series.duration_counts,
                         series.request_counts,
                         series.response_counts,
@@ -505,53 +502,57 @@ class Recorder:
                 # Three references: the table's, this loop's and the call's own. A fourth is a route or an endpoint that
                 # may still record, so the series stays.
                 if series.idle_flushes > IDLE_FLUSHES and sys.getrefcount(series) <= 3:
-                    idle.append(series)
-        for series in idle:
-            del self._http[series.labels]
-            evicted.append(series.id)
-        return out
+                    idle.append(series.key)
+        for key in idle:
+            del self._http[tuple(key.split(SEPARATOR))]
+        return rows
 
-    def _flush_tcp(self, evicted: list[int]) -> list[tuple[int, int, int, int, int]]:
-        out = []
+    def _flush_tcp(self) -> list[TcpRow]:
+        rows = []
         idle = []
         for series in self._tcp.values():
             if series.opened or series.closed or series.sent_bytes or series.received_bytes:
-                out.append((series.id, series.opened, series.closed, series.sent_bytes, series.received_bytes))
+                rows.append((series.key, series.opened, series.closed, series.sent_bytes, series.received_bytes))
                 series.clear()
                 series.idle_flushes = 0
             else:
                 series.idle_flushes += 1
                 if series.idle_flushes > IDLE_FLUSHES and sys.getrefcount(series) <= 3:  # as in _flush_http
-                    idle.append(series)
-        for series in idle:
-            del self._tcp[series.labels]
-            evicted.append(series.id)
-        return out
+                    idle.append(series.key)
+        for key in idle:
+            del self._tcp[tuple(key.split(SEPARATOR))]
+        return rows
 
     def _flush_clusters(self) -> tuple[list[tuple[str, str, tuple[int, ...]]], list[str]]:
-        out = []
+        rows = []
         removed = []
         for key, cluster in self._clusters.items():
             values = _cluster_values(cluster.counters)
             if values != cluster.flushed:
-                out.append((key, cluster.name, tuple(map(sub, values, cluster.flushed))))
+                changes = list(map(sub, values, cluster.flushed))
+                for at in _CLUSTER_GAUGES:
+                    changes[at] = values[at]
+                rows.append((key, cluster.name, tuple(changes)))
                 cluster.flushed = values
             if cluster.is_removed:
                 removed.append(key)
         for key in removed:
             del self._clusters[key]
-        return out, removed
+        return rows, removed
 
     def _flush_listeners(self) -> tuple[list[tuple[str, tuple[int, ...]]], list[str]]:
-        out = []
+        rows = []
         removed = []
         for name, listener in self._listeners.items():
             values = _listener_values(listener.counters)
             if values != listener.flushed:
-                out.append((name, tuple(map(sub, values, listener.flushed))))
+                changes = list(map(sub, values, listener.flushed))
+                for at in _LISTENER_GAUGES:
+                    changes[at] = values[at]
+                rows.append((name, tuple(changes)))
                 listener.flushed = values
             if listener.is_removed:
                 removed.append(name)
         for name in removed:
             del self._listeners[name]
-        return out, removed
+        return rows, removed

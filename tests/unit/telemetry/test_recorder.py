@@ -13,6 +13,7 @@ from meshproxy.telemetry.recorder import (
     MAX_ERROR_WORDS,
     MAX_SERIES,
     OVERFLOW,
+    SEPARATOR,
     TCP_LABELS,
     Recorder,
     http_labels,
@@ -64,26 +65,26 @@ def test_a_flush_says_only_what_changed_since_the_last() -> None:
     recorder = Recorder()
     series = recorder.http_series(HTTP)
     series.record(1.0, 10, 20)
-    assert recorder.flush().series == [(series.id, HTTP)]
+    recorder.flush()
     quiet = recorder.flush()
-    assert quiet.series == [] and quiet.http == [] and quiet.clusters == []
+    assert quiet.http == [] and quiet.clusters == [] and quiet.listeners == []
     series.record(2.0, 1, 1)
-    ((id, counts, *_),) = recorder.flush().http
-    assert id == series.id and sum(counts) == 1
+    ((key, counts, *_),) = recorder.flush().http
+    assert key.split(SEPARATOR) == list(HTTP) and sum(counts) == 1
 
 
-def test_cluster_counts_travel_as_differences_gauges_too() -> None:
+def test_cluster_counts_travel_as_differences_and_gauges_as_they_stand() -> None:
     recorder = Recorder()
     counters = recorder.cluster("k", "outbound|80||a.b")
     counters.upstream_rq_total += 3
-    counters.upstream_cx_active += 2
+    counters.upstream_cx_active += 5
     recorder.flush()
     counters.upstream_rq_total += 1
     counters.upstream_cx_active -= 1
     ((key, name, values),) = recorder.flush().clusters
     named = dict(zip(CLUSTER_FIELDS, values, strict=True))
     assert (key, name) == ("k", "outbound|80||a.b")
-    assert named["upstream_rq_total"] == 1 and named["upstream_cx_active"] == -1
+    assert named["upstream_rq_total"] == 1 and named["upstream_cx_active"] == 4
 
 
 def test_a_removed_cluster_says_its_last_counts_and_goes() -> None:
@@ -103,27 +104,27 @@ def test_a_cluster_that_returns_before_the_flush_was_never_away() -> None:
     assert recorder.flush().removed_clusters == []
 
 
-def test_an_idle_series_nobody_holds_is_evicted_and_a_held_one_stays() -> None:
+def test_an_idle_series_nobody_holds_is_forgotten_and_a_held_one_stays() -> None:
     recorder = Recorder()
     held = recorder.http_series(HTTP)
-    free_id = recorder.http_series(("x",) * 25).id
     held_tcp = recorder.tcp_series(TCP)
-    free_tcp_id = recorder.tcp_series(("x",) * 23).id
-    evicted = [id for _ in range(IDLE_FLUSHES + 2) for id in recorder.flush().evicted]
-    assert evicted == [free_id, free_tcp_id]
+    recorder.http_series(("x",) * 25)
+    recorder.tcp_series(("x",) * 23)
+    for _ in range(IDLE_FLUSHES + 1):
+        recorder.flush()
+    assert recorder.series_count() == (1, 1)
     assert recorder.http_series(HTTP) is held and recorder.tcp_series(TCP) is held_tcp
-    assert recorder.http_series(("x",) * 25).id not in (free_id, held.id)
 
 
 def test_series_are_bounded_and_the_rest_is_counted_together() -> None:
     recorder = Recorder()
     for code in range(MAX_SERIES + 50):
         recorder.http_series((str(code),) * 25).record(1.0, 1, 1)
+        recorder.tcp_series((str(code),) * 23).opened += 1
     flush = recorder.flush()
-    assert len(flush.http) == MAX_SERIES + 1
-    labels = dict(flush.series)
-    (overflow,) = [row for row in flush.http if labels[row[0]][0] == OVERFLOW]
-    assert sum(overflow[1]) == 50
+    assert len(flush.http) == len(flush.tcp) == MAX_SERIES + 1
+    assert [sum(row[1]) for row in flush.http if row[0].startswith(OVERFLOW)] == [50]
+    assert [row[1] for row in flush.tcp if row[0].startswith(OVERFLOW)] == [50]
 
 
 def test_protocol_error_words_are_bounded() -> None:
@@ -133,18 +134,6 @@ def test_protocol_error_words_are_bounded() -> None:
     errors = recorder.flush().protocol_errors
     assert len(errors) == MAX_ERROR_WORDS + 1 and errors[OVERFLOW] == MAX_ERROR_WORDS
     assert recorder.flush().protocol_errors == {}
-
-
-def test_a_new_control_process_is_told_everything_again() -> None:
-    recorder = Recorder()
-    series = recorder.http_series(HTTP)
-    series.record(1.0, 1, 1)
-    recorder.cluster("k", "n").upstream_cx_active += 4
-    recorder.flush()
-    recorder.introduce_again()
-    flush = recorder.flush()
-    assert flush.series == [(series.id, HTTP)]
-    assert dict(zip(CLUSTER_FIELDS, flush.clusters[0][2], strict=True))["upstream_cx_active"] == 4
 
 
 def test_a_flush_is_picklable() -> None:
