@@ -44,7 +44,10 @@ class DrainAll:
 
 @dataclass(slots=True)
 class KeepSocket:
-    """The listening socket rides along; it is handed to the control process's replacement."""
+    """The listening socket rides along; it is handed to the control process's replacement.
+
+    slot: the worker's, or -1 for admin, metrics and ready, whose name stands in address.
+    """
 
     address: str
     port: int

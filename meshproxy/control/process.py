@@ -48,6 +48,8 @@ ServeAdmin = Callable[["Control", Mapping[str, socket.socket]], Awaitable[object
 """Starts answering on the bound sockets (admin, metrics, ready); returns what keeps it alive, or None."""
 
 _TIDY_AFTER_S = 1.0
+_OWN_SLOT = -1
+"""Marks a kept socket as the control process's own; its name stands in the address."""
 
 
 class Control:
@@ -67,12 +69,15 @@ class Control:
         self._link = link
         adopted = list(adopted)
         self._is_replacement = bool(adopted)
+        self._own_adopted = {address.host: sock for address, slot, sock in adopted if slot == _OWN_SLOT}
         self.is_draining = False
         self._is_announced = False
         self._first_failure: str | None = None
         self.worker_restarts = 0
         self.log_level = settings.log_level
-        self.sockets = ListeningSockets(settings.workers, self._keep_socket, self._drop_socket, adopted)
+        self.sockets = ListeningSockets(
+            settings.workers, self._keep_socket, self._drop_socket, [item for item in adopted if item[1] != _OWN_SLOT]
+        )
         self.fleet = Fleet(self.sockets, loop)
         self.fleet.on_applied = self._on_applied
         self.store = ResourceStore(lambda: self.publisher.changed())
@@ -210,6 +215,9 @@ class Control:
     def _bind_own(self) -> dict[str, socket.socket]:
         bound: dict[str, socket.socket] = {}
         for name in ("admin", "metrics", "ready"):
+            if name in self._own_adopted:
+                bound[name] = self._own_adopted[name]
+                continue
             address: SocketAddress = getattr(self.settings, name)
             try:
                 bound[name] = bind_one(address)
@@ -219,6 +227,7 @@ class Control:
                 raise ConfigError(f"{name} {address}: cannot bind: {why(error)}") from error
             host, port = bound[name].getsockname()[:2]
             _log.info("%s listens on %s", name, SocketAddress(host, port))
+            self._keep_socket(SocketAddress(name, 0), _OWN_SLOT, bound[name])
         return bound
 
     def _write_ports(self, own_sockets: Mapping[str, socket.socket]) -> None:
