@@ -34,7 +34,9 @@ class ChunkedReader:
     def __init__(self, where: str = "http1") -> None:
         self._where = where
         self._status = 400 if where == "http1" else 502
-        self._remaining = -1  # bytes left of the current chunk; -1: at a size line; 0: at the CRLF after data; -2: trailers
+        self._remaining = (
+            -1
+        )  # bytes left of the current chunk; -1: at a size line; 0: at the CRLF after data; -2: trailers
         self._pending = b""
         self.trailers = b""
         """Field lines of the trailer section once complete; forbidden ones removed."""

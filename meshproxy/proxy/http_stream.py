@@ -1,0 +1,714 @@
+"""One request: route → pick → forward → reply → count. The join between a downstream codec and an upstream one.
+
+A downstream connection that serves one request at a time (HTTP/1.1) owns one HttpStream and starts it again for each
+request; nothing on the plain path makes a task, a timer or a closure. Rare roads (retries, redirects, tunnels, header
+operations) each cost one attribute test when they are not taken.
+
+Source: Envoy router filter (retries, timeouts, local replies), HTTP connection manager (headers).
+"""
+
+from time import monotonic, time
+from typing import Any, Protocol
+
+from meshproxy.codec.chunked import LAST_CHUNK, chunk, last_chunk
+from meshproxy.codec.http1 import CHUNKED, NO_BODY, RequestHead, ResponseHead, fields, replace_host
+from meshproxy.model.cluster import Cluster
+from meshproxy.model.response_flag import ResponseFlag
+from meshproxy.model.route import RetryPolicy
+from meshproxy.policy.retry import CompiledRetry
+from meshproxy.proxy import local_reply
+from meshproxy.proxy.listener_runtime import ListenerRuntime, PeerContext
+from meshproxy.proxy.local_reply import LocalReply
+from meshproxy.route.rewrite import apply_ops, redirect_location, rewrite_path
+from meshproxy.route.table import CompiledCluster, CompiledRoute
+from meshproxy.upstream.cluster_runtime import ClusterRuntime, EndpointRuntime
+from meshproxy.upstream.connect import ConnectError
+from meshproxy.upstream.connection_h1 import HIGH_WATER_BYTES, UpstreamConnection
+from meshproxy.upstream.worker_state import NEVER, WorkerState
+
+STREAM_IDLE_TIMEOUT_S = 300.0
+"""Envoy's stream_idle_timeout default."""
+MAX_REPLAY_BYTES = 64 * 1024
+"""A request body longer than this cannot be sent a second time."""
+
+_IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
+_NONE = ResponseFlag.NONE.value
+
+
+class Downstream(Protocol):
+    """What a stream needs of the connection (HTTP/1.1) or stream (later codecs) it answers on."""
+
+    deadline: float
+    transport: Any
+
+    def send_response(self, head: ResponseHead, extra: bytes, body: bytes, is_complete: bool) -> None: ...
+    def send_local_reply(self, reply: LocalReply, extra: bytes) -> None: ...
+    def send_informational(self, head: ResponseHead) -> None: ...
+    def send_body(self, body: bytes, is_complete: bool, trailers: bytes) -> None: ...
+    def send_tunnel(self, data: bytes) -> None: ...
+    def send_eof(self) -> None: ...
+    def abort(self) -> None: ...
+    def pause_body(self) -> None: ...
+    def resume_body(self) -> None: ...
+    def stream_done(self) -> None: ...
+
+
+class HttpStream:
+    __slots__ = (
+        "_retry_handle",
+        "_retry_policy",
+        "attempt",
+        "cluster",
+        "connection",
+        "details",
+        "down",
+        "endpoint",
+        "endpoint_key",
+        "failure_reason",
+        "flag",
+        "head",
+        "idle_timeout_s",
+        "is_active",
+        "is_request_complete",
+        "is_tunnel",
+        "listener",
+        "peer",
+        "queue",
+        "replay",
+        "replay_bytes",
+        "request_bytes",
+        "response_bytes",
+        "response_started",
+        "route",
+        "started",
+        "state",
+        "status",
+        "target",
+        "timeout_at",
+        "tried",
+        "try_timeout_at",
+        "upstream_ms",
+    )
+
+    def __init__(self, down: Downstream, listener: ListenerRuntime, peer: PeerContext) -> None:
+        self.down = down
+        self.listener = listener
+        self.peer = peer
+        self.state: WorkerState = listener.state
+        self.is_active = False
+        self.connection: UpstreamConnection | None = None
+        self.endpoint: EndpointRuntime | None = None
+        self.cluster: ClusterRuntime | None = None
+        self._retry_handle: Any = None
+
+    # ── the request ──
+
+    def start(self, head: RequestHead, now: float) -> None:
+        """Begin a request. Its body follows in on_request_body, unless head.body is NO_BODY."""
+        self.head = head
+        self.started = now
+        self.is_active = True
+        self.is_request_complete = head.body == NO_BODY
+        self.response_started = self.is_tunnel = False
+        self.attempt = 0
+        self.status = 0
+        self.flag = _NONE
+        self.details = "via_upstream"
+        self.request_bytes = head.length
+        self.response_bytes = 0
+        self.queue: list[bytes] | None = None
+        self.replay: list[bytes] | None = None
+        self.tried: set[EndpointRuntime] | None = None
+        self.endpoint_key: str | None = None
+        self.failure_reason: str | None = None
+        self.upstream_ms: int | None = None
+        self.try_timeout_at = NEVER
+        self._retry_policy: CompiledRetry | None = None
+        self.route: CompiledRoute | None = None
+        self.target: CompiledCluster | None = None
+        self.cluster = self.endpoint = None
+        listener = self.listener
+        listener.counters.downstream_rq_total += 1
+
+        table = listener.table
+        host = table.find(head.authority) if table is not None else None
+        if host is None:
+            self.reply(local_reply.NO_ROUTE)
+            return
+        route = host.only_route
+        if route is None:
+            scheme = b"https" if self.peer.is_mtls else b"http"
+            headers = head.headers() if host.needs_headers else ()
+            route = host.pick(head.method, head.path, head.authority, scheme, headers)
+            if route is None:
+                self.reply(local_reply.NO_ROUTE)
+                return
+        self.route = route
+        timeout_s = route.timeout_s
+        self.timeout_at = now + timeout_s if timeout_s else NEVER
+        self.idle_timeout_s = route.idle_timeout_s or STREAM_IDLE_TIMEOUT_S
+        target = route.only_cluster
+        if target is None:
+            if route.redirect is not None or route.direct_response is not None:
+                self._reply_by_route(route)
+                return
+            target = route.choose_cluster(self.state.draw())
+        self.target = target
+        cluster: ClusterRuntime | None = target.runtime
+        if cluster is None or cluster.is_removed:
+            cluster = target.runtime = listener.workload.cluster(target.cluster_key)
+            if cluster is None:
+                self.reply(local_reply.NO_CLUSTER)
+                return
+        self.cluster = cluster
+        if route.retry is not None and head.body != NO_BODY:
+            self.replay = []
+            self.replay_bytes = 0
+        if cluster.active_requests >= cluster.max_requests:
+            cluster.counters.upstream_rq_pending_overflow += 1
+            self.reply(local_reply.OVERFLOW)
+            return
+        cluster.active_requests += 1
+        self.down.deadline = min(self.timeout_at, now + self.idle_timeout_s)
+        self._attempt(now)
+
+    def _attempt(self, now: float) -> None:
+        """Send the request to an endpoint: the first time, or once more."""
+        cluster = self.cluster
+        assert cluster is not None
+        self.attempt += 1
+        endpoint: Any
+        if self.tried is None:
+            endpoint = cluster.balancer.pick(now)
+        else:
+            endpoint = cluster.pick_avoiding(now, self.tried)
+        if endpoint is None:
+            self.endpoint = None
+            cluster.counters.upstream_cx_none_healthy += 1
+            self._fail(local_reply.NO_HEALTHY_UPSTREAM)
+            return
+        self.endpoint = endpoint
+        self.endpoint_key = endpoint.key
+        endpoint.active_requests += 1
+        idle = endpoint.idle
+        connection = idle.pop() if idle else None
+        if connection is None or connection.transport.is_closing():
+            connection = cluster.acquire(endpoint, self, UpstreamConnection)
+            if connection is None:
+                if not self.is_request_complete and self.queue is None:
+                    self.queue = []
+                return
+            if connection is ResponseFlag.UPSTREAM_OVERFLOW:
+                self._leave_endpoint()
+                self._fail(local_reply.OVERFLOW)
+                return
+        self.on_connected(connection)
+
+    def on_connected(self, connection: UpstreamConnection) -> None:
+        """A connection for us: from the pool, or fresh."""
+        if not self.is_active or self.connection is not None:
+            connection.release(False)
+            return
+        self.connection = connection
+        head = self.head
+        data = self._request_head(head)
+        queue, self.queue = self.queue, None
+        if self.attempt > 1 and self.replay:
+            data = b"".join((data, *self.replay))
+        elif queue:
+            data = b"".join((data, *queue))
+            if not self.is_request_complete:
+                self.down.resume_body()
+        route = self.route
+        assert route is not None
+        retry = route.retry
+        if retry is not None and retry.per_try_timeout_s:
+            self.try_timeout_at = monotonic() + retry.per_try_timeout_s
+            self.down.deadline = min(self.down.deadline, self.try_timeout_at)
+        connection.send(self, data, head.method == b"HEAD")
+
+    def _request_head(self, head: RequestHead) -> bytes:
+        route, target = self.route, self.target
+        assert route is not None and target is not None
+        path, block = head.path, head.block
+        if route.rewrite is not None or route.request_ops is not None or target.request_ops is not None:
+            path, block = self._rewritten(head, route, target)
+        suffix = self.listener.head_suffix
+        if self.peer.xfcc or head.xfcc:
+            suffix += self._xfcc(head)
+        if self.attempt > 1:
+            suffix = suffix.replace(b"x-envoy-attempt-count: 1", b"x-envoy-attempt-count: %d" % self.attempt)
+        if not head.has_request_id:
+            # Given once, so that every attempt and both access-log lines of a hop say the same id.
+            head.has_request_id = True
+            added = b"\r\nx-request-id: " + self.state.request_id()
+            head.block += added
+            block += added
+        if head.body == CHUNKED:
+            suffix += b"\r\ntransfer-encoding: chunked"
+        if head.te_trailers:
+            suffix += b"\r\nte: trailers"
+        if head.upgrade:
+            suffix += b"\r\nconnection: upgrade\r\nupgrade: " + head.upgrade
+        if route.timeout_s:
+            suffix += b"\r\nx-envoy-expected-rq-timeout-ms: %d" % (route.timeout_s * 1000)
+        return b"%b %b HTTP/1.1%b%b\r\n\r\n" % (head.method, path, block, suffix)
+
+    def _rewritten(self, head: RequestHead, route: CompiledRoute, target: CompiledCluster) -> tuple[bytes, bytes]:
+        path, block = head.path, head.block
+        authority: bytes | None = None
+        for ops in (target.request_ops, route.request_ops):
+            if ops is not None:
+                lines = apply_ops(ops, fields(block))
+                block = b"".join([b"\r\n%b: %b" % line for line in lines])
+                authority = authority or ops.authority
+        if route.rewrite is not None:
+            path = rewrite_path(route, head.path)
+            if path != head.path:
+                block += b"\r\nx-envoy-original-path: " + head.path
+            if route.rewrite.authority is not None:
+                authority = route.rewrite.authority.encode()
+        if authority is not None:
+            block = replace_host(block, authority)
+        return path, block
+
+    def _xfcc(self, head: RequestHead) -> bytes:
+        """Inbound mTLS appends the peer (Istio APPEND_FORWARD); elsewhere what came in is not believed."""
+        if not self.peer.xfcc:
+            return b""
+        received = head.xfcc + b"," if head.xfcc else b""
+        return b"\r\nx-forwarded-client-cert: " + received + self.peer.xfcc
+
+    def on_request_body(self, data: bytes, is_complete: bool, trailers: bytes = b"") -> None:
+        """A piece of the body as it arrived, decoded; is_complete with the last one (which may be empty)."""
+        self.request_bytes += len(data)
+        if is_complete:
+            self.is_request_complete = True
+        if self.head.body == CHUNKED:
+            if data:
+                data = chunk(data)
+            if is_complete:
+                data = data + last_chunk(trailers) if trailers else data + LAST_CHUNK
+        if self.replay is not None and not self.response_started:
+            self._remember(data)
+        connection = self.connection
+        if connection is not None:
+            connection.transport.write(data)
+            if not is_complete:
+                self.down.deadline = min(self.timeout_at, self.try_timeout_at, monotonic() + self.idle_timeout_s)
+        elif self.endpoint is not None or self._retry_handle is not None:
+            if self.queue is None:
+                self.queue = []
+            self.queue.append(data)
+            if sum(map(len, self.queue)) > HIGH_WATER_BYTES:
+                self.down.pause_body()
+
+    def _remember(self, data: bytes) -> None:
+        """Keep the body for a second attempt, up to a bound."""
+        if self.replay is not None:
+            self.replay_bytes += len(data)
+            if self.replay_bytes > MAX_REPLAY_BYTES:
+                self.replay = None
+            else:
+                self.replay.append(data)
+
+    @property
+    def _can_replay(self) -> bool:
+        return self.head.body == NO_BODY or self.replay is not None
+
+    # ── the upstream's side (upstream.connection_h1.Stream) ──
+
+    def on_response(self, head: ResponseHead, body: bytes, is_complete: bool) -> None:
+        status = head.status
+        route = self.route
+        assert route is not None and self.endpoint is not None and self.cluster is not None
+        self._count_outcome(status)
+        if route.retry is not None and status >= 400 and self._retry_status(status, head):
+            return
+        self.response_started = True
+        self.status = status
+        self.response_bytes = head.length + len(body)
+        now = monotonic()
+        took_ms = self.upstream_ms = int((now - self.started) * 1000)
+        extra = b"\r\nx-envoy-upstream-service-time: %d" % took_ms
+        target = self.target
+        if route.response_ops is not None or (target is not None and target.response_ops is not None):
+            self._rewrite_response(head)
+        if status == 101 or (status < 300 and self.head.method == b"CONNECT"):
+            self._start_tunnel(head, extra)
+            return
+        self.down.send_response(head, extra, body, is_complete)
+        if is_complete:
+            self._complete(now)
+        else:
+            self.down.deadline = min(self.timeout_at, now + self.idle_timeout_s)
+
+    def _rewrite_response(self, head: ResponseHead) -> None:
+        route, target = self.route, self.target
+        assert route is not None and target is not None
+        for ops in (target.response_ops, route.response_ops):
+            if ops is not None:
+                head.block = b"".join([b"\r\n%b: %b" % line for line in apply_ops(ops, fields(head.block))])
+
+    def on_informational(self, head: ResponseHead) -> None:
+        self.down.send_informational(head)
+
+    def on_response_body(self, body: bytes, is_complete: bool, trailers: bytes) -> None:
+        self.response_bytes += len(body)
+        self.down.send_body(body, is_complete, trailers)
+        if is_complete:
+            self._complete(monotonic())
+        else:
+            self.down.deadline = min(self.timeout_at, monotonic() + self.idle_timeout_s)
+
+    def on_upstream_writable(self, is_writable: bool) -> None:
+        if is_writable:
+            self.down.resume_body()
+        else:
+            self.down.pause_body()
+
+    def on_upstream_lost(self, detail: str, has_answered: bool) -> None:
+        """The connection is gone before the response was whole."""
+        connection, self.connection = self.connection, None
+        cluster, endpoint = self.cluster, self.endpoint
+        assert cluster is not None and endpoint is not None
+        if self.is_tunnel:
+            self.down.send_eof()
+            self._finish_accounting(monotonic())
+            return
+        if self.response_started:
+            # Bytes are out: the only honest end is an incomplete message (never a short 200).
+            self.flag = ResponseFlag.UPSTREAM_CLOSED.value
+            self.details = f"upstream_reset_after_response_started{{{detail}}}"
+            self.state.report(cluster.key, endpoint.key, 3)
+            self.down.abort()
+            self._finish_accounting(monotonic())
+            return
+        cluster.counters.upstream_rq_rx_reset += 1
+        if (
+            not has_answered
+            and connection is not None
+            and connection.requests > 1
+            and self.head.method in _IDEMPOTENT
+            and self._can_replay
+            and not detail.startswith("upstream.")
+            and self.attempt < 8
+        ):
+            # The upstream closed a kept-alive connection as we wrote: it never saw the request, or may see it twice
+            # (RFC 9110 §9.2.2). Not a failure of the endpoint, and not one of the operator's retries.
+            self.attempt -= 1
+            self._leave_endpoint()
+            self._attempt(monotonic())
+            return
+        self.state.report(cluster.key, endpoint.key, 502 if detail.startswith("upstream.") else 3)
+        endpoint.rq_total += 1
+        endpoint.rq_error += 1
+        kind = "reset-before-request" if not has_answered else "reset"
+        self._retry_or_fail(kind, local_reply.upstream_lost(detail))
+
+    def on_connect_failed(self, error: ConnectError) -> None:
+        if not self.is_active or self.endpoint is None:
+            return
+        self.endpoint.rq_total += 1
+        self.endpoint.rq_error += 1
+        self.failure_reason = error.reason
+        self._retry_or_fail("connect-failure", local_reply.connect_failure(error.kind))
+
+    # ── retries ──
+
+    def _policy(self) -> CompiledRetry | None:
+        policy = self._retry_policy
+        if policy is None and self.route is not None and self.route.retry is not None:
+            policy = self._retry_policy = _compiled_retry(self.route.retry)
+        return policy
+
+    def _retry_status(self, status: int, head: ResponseHead) -> bool:
+        policy = self._policy()
+        if policy is None or not policy.should_retry_status(status, head.headers()):
+            return False
+        if not self._may_retry():
+            return False
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            connection.release(False)
+        self._retry_soon()
+        return True
+
+    def _retry_or_fail(self, kind: str, reply: LocalReply) -> None:
+        policy = self._policy()
+        if policy is not None and policy.should_retry_reset(kind) and self._may_retry():
+            self._retry_soon()
+        else:
+            self._fail(reply)
+
+    def _may_retry(self) -> bool:
+        cluster, route = self.cluster, self.route
+        assert cluster is not None and route is not None and route.retry is not None
+        if self.attempt > route.retry.attempts or not self._can_replay:
+            if self.attempt > route.retry.attempts > 0:
+                self.flag = ResponseFlag.RETRY_LIMIT.value
+                cluster.counters.upstream_rq_retry_limit_exceeded += 1
+            return False
+        if not cluster.may_retry():
+            cluster.counters.upstream_rq_retry_overflow += 1
+            return False
+        return True
+
+    def _retry_soon(self) -> None:
+        cluster, endpoint, route = self.cluster, self.endpoint, self.route
+        assert cluster is not None and route is not None and route.retry is not None
+        if endpoint is not None and route.retry.avoids_previous_hosts:
+            self.tried = self.tried or set()
+            self.tried.add(endpoint)
+        self._leave_endpoint()
+        cluster.retries += 1
+        cluster.counters.upstream_rq_retry += 1
+        self.try_timeout_at = NEVER
+        self.down.deadline = min(self.timeout_at, monotonic() + self.idle_timeout_s)
+        self.queue = None
+        delay_s = _compiled_retry(route.retry).delay_s(self.attempt, self.state.draw())
+        self._retry_handle = self.state.loop.call_later(delay_s, self._retry_now)
+
+    def _retry_now(self) -> None:
+        self._retry_handle = None
+        if self.cluster is not None:
+            self.cluster.retries -= 1
+        if self.is_active:
+            self._attempt(monotonic())
+
+    # ── endings ──
+
+    def _count_outcome(self, status: int) -> None:
+        endpoint, cluster = self.endpoint, self.cluster
+        assert endpoint is not None and cluster is not None
+        endpoint.rq_total += 1
+        counters = cluster.counters
+        counters.upstream_rq_total += 1
+        if status < 300:
+            counters.upstream_rq_2xx += 1
+            if endpoint.is_suspect:
+                self.state.report(cluster.key, endpoint.key, status)
+            return
+        if status < 400:
+            counters.upstream_rq_3xx += 1
+        elif status < 500:
+            counters.upstream_rq_4xx += 1
+        else:
+            counters.upstream_rq_5xx += 1
+            endpoint.rq_error += 1
+        outlier = cluster.cluster.outlier
+        if outlier is not None and (status >= 500 or endpoint.is_suspect or outlier.error_codes is not None):
+            self.state.report(cluster.key, endpoint.key, status)
+
+    def _leave_endpoint(self) -> None:
+        endpoint, self.endpoint = self.endpoint, None
+        if endpoint is not None:
+            endpoint.active_requests -= 1
+
+    def _complete(self, now: float) -> None:
+        """The response is whole and out."""
+        connection = self.connection
+        if connection is not None:
+            self.connection = None
+            connection.release(self.is_request_complete)
+        self._finish_accounting(now)
+        self.down.stream_done()
+
+    def _finish_accounting(self, now: float) -> None:
+        if not self.is_active:
+            return
+        self.is_active = False
+        endpoint, cluster = self.endpoint, self.cluster
+        if cluster is not None:
+            cluster.active_requests -= 1
+            if self.attempt > 1 and self.status and self.status < 500:
+                cluster.counters.upstream_rq_retry_success += 1
+        listener, peer = self.listener, self.peer
+        if endpoint is not None:
+            endpoint.active_requests -= 1
+            if self.flag is _NONE:
+                key = peer.number + self.status
+                series = endpoint.series.get(key)
+                if series is None:
+                    series = endpoint.series[key] = listener.http_series(
+                        peer, endpoint, cluster.cluster if cluster is not None else None, self.status, _NONE
+                    )
+                series.record((now - self.started) * 1000, self.request_bytes, self.response_bytes)
+                if self.state.access_log is not None:
+                    self._log(now)
+                self.endpoint = None
+                return
+        spec: Cluster | None = cluster.cluster if cluster is not None else None
+        listener.http_series(peer, endpoint, spec, self.status, self.flag).record(
+            (now - self.started) * 1000, self.request_bytes, self.response_bytes
+        )
+        if self.state.access_log is not None:
+            self._log(now)
+        self.endpoint = None
+
+    def reply(self, reply: LocalReply, extra: bytes = b"") -> None:
+        """Answer by ourselves; ends the stream."""
+        self.status = reply.status
+        if reply.flag is not ResponseFlag.NONE:
+            self.flag = reply.flag.value if self.flag is _NONE else f"{reply.flag.value},{self.flag}"
+        self.details = reply.details
+        self.response_bytes = len(reply.body)
+        self.response_started = True
+        self.down.send_local_reply(reply, extra)
+        self._finish_accounting(monotonic())
+        self.down.stream_done()
+
+    def _fail(self, reply: LocalReply) -> None:
+        self.reply(reply)
+
+    def _reply_by_route(self, route: CompiledRoute) -> None:
+        head = self.head
+        if route.redirect is not None:
+            forwarded = head.forwarded_proto or (b"https" if self.peer.is_mtls else b"http")
+            location = redirect_location(route, forwarded, head.authority, head.path)
+            self.reply(
+                LocalReply(route.redirect.code, ResponseFlag.NONE, "direct_response"), b"\r\nlocation: " + location
+            )
+        elif route.direct_response is not None:
+            direct = route.direct_response
+            self.reply(LocalReply(direct.status, ResponseFlag.NONE, "direct_response", direct.body))
+
+    def on_deadline(self, now: float) -> None:
+        """The downstream's deadline passed while we are active."""
+        cluster, endpoint = self.cluster, self.endpoint
+        if now >= self.try_timeout_at and now < self.timeout_at and not self.response_started:
+            self.try_timeout_at = NEVER
+            if cluster is not None:
+                cluster.counters.upstream_rq_per_try_timeout += 1
+            self._drop_upstream()
+            if cluster is not None and endpoint is not None:
+                self.state.report(cluster.key, endpoint.key, 504)
+            self._retry_or_fail("per-try-timeout", local_reply.UPSTREAM_TIMEOUT)
+            return
+        is_timeout = now >= self.timeout_at
+        if is_timeout and cluster is not None and not self.response_started:
+            cluster.counters.upstream_rq_timeout += 1
+            if endpoint is not None and self.is_request_complete:
+                self.state.report(cluster.key, endpoint.key, 504)
+        self._drop_upstream()
+        if self.response_started:
+            self.flag = (ResponseFlag.UPSTREAM_TIMEOUT if is_timeout else ResponseFlag.STREAM_IDLE).value
+            self.details = "response_timeout" if is_timeout else "stream_idle_timeout"
+            self.down.abort()
+            self._finish_accounting(now)
+            return
+        self.reply(local_reply.UPSTREAM_TIMEOUT if is_timeout else local_reply.STREAM_IDLE)
+
+    def cancel(self, flag: ResponseFlag, details: str) -> None:
+        """The downstream left, or broke the protocol in its body: nothing more is to be sent to it."""
+        if not self.is_active:
+            return
+        self._drop_upstream()
+        self.flag = flag.value
+        self.details = details
+        if not self.response_started:
+            self.status = 0
+        if self.cluster is not None:
+            self.cluster.counters.upstream_rq_cancelled += 1
+        self._finish_accounting(monotonic())
+
+    def _drop_upstream(self) -> None:
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            connection.close()
+        elif self.cluster is not None:
+            self.cluster.forget(self)
+        if self._retry_handle is not None:
+            self._retry_handle.cancel()
+            self._retry_handle = None
+            if self.cluster is not None:
+                self.cluster.retries -= 1
+
+    # ── tunnels: Upgrade and CONNECT ──
+
+    def _start_tunnel(self, head: ResponseHead, extra: bytes) -> None:
+        if head.status == 101 and not self.head.upgrade:
+            self._drop_upstream()
+            self.response_started = False
+            self.reply(local_reply.upstream_lost("upstream.unexpected_upgrade"))
+            return
+        self.is_tunnel = True
+        self.down.send_response(head, extra, b"", False)
+        self.down.deadline = NEVER
+        if self.connection is not None:
+            self.connection.start_tunnel()
+
+    def on_tunnel_data(self, data: bytes) -> None:
+        self.response_bytes += len(data)
+        self.down.send_tunnel(data)
+
+    def on_upstream_eof(self) -> None:
+        self.down.send_eof()
+
+    def send_tunnel(self, data: bytes) -> None:
+        """Bytes from the downstream."""
+        self.request_bytes += len(data)
+        if self.connection is not None:
+            self.connection.transport.write(data)
+
+    def on_downstream_eof(self) -> None:
+        if self.is_tunnel and self.connection is not None and self.connection.transport.can_write_eof():
+            self.connection.transport.write_eof()
+
+    # ── the log ──
+
+    def _log(self, now: float) -> None:
+        log = self.state.access_log
+        assert log is not None
+        head = self.head
+        down_transport = self.down.transport
+        log.append(
+            (
+                time() - (now - self.started),
+                (now - self.started) * 1000,
+                head.method,
+                head.path,
+                "HTTP/1.1" if head.minor else "HTTP/1.0",
+                self.status,
+                self.flag,
+                self.details,
+                None,
+                self.failure_reason,
+                self.request_bytes - head.length,
+                self.response_bytes,
+                self.upstream_ms,
+                None,
+                None,
+                None,
+                head.authority,
+                self.endpoint_key,
+                self.cluster.cluster.name if self.cluster is not None else None,
+                None,
+                _address(down_transport.get_extra_info("sockname")),
+                _address(down_transport.get_extra_info("peername")),
+                None,
+                self.route.name if self.route is not None else None,
+                head.headers(),
+                None,
+                self.peer.principal or None,
+                None,
+                self.attempt,
+                self.listener.workload.workload.id,
+            )
+        )
+
+
+def _address(name: object) -> str | None:
+    return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else str(name) if name else None
+
+
+_retries: dict[RetryPolicy, CompiledRetry] = {}
+
+
+def _compiled_retry(policy: RetryPolicy) -> CompiledRetry:
+    compiled = _retries.get(policy)
+    if compiled is None:
+        if len(_retries) > 256:
+            _retries.clear()
+        compiled = _retries[policy] = CompiledRetry(policy)
+    return compiled

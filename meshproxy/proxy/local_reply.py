@@ -1,0 +1,76 @@
+"""Replies the proxy makes itself: status, body and why, in Envoy's words.
+
+Source: Envoy local reply bodies (router, http connection manager); %RESPONSE_CODE_DETAILS%.
+"""
+
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from meshproxy.model.response_flag import ResponseFlag
+
+
+@dataclass(frozen=True, slots=True)
+class LocalReply:
+    status: int
+    flag: ResponseFlag
+    details: str
+    body: bytes = b""
+    extra: bytes = b""
+    """Field lines, each preceded by CRLF."""
+
+
+NO_ROUTE = LocalReply(404, ResponseFlag.NO_ROUTE, "route_not_found")
+NO_CLUSTER = LocalReply(503, ResponseFlag.NO_CLUSTER, "cluster_not_found")
+NO_HEALTHY_UPSTREAM = LocalReply(503, ResponseFlag.NO_HEALTHY_UPSTREAM, "no_healthy_upstream", b"no healthy upstream")
+_RESET = b"upstream connect error or disconnect/reset before headers. reset reason: "
+OVERFLOW = LocalReply(
+    503,
+    ResponseFlag.UPSTREAM_OVERFLOW,
+    "upstream_reset_before_response_started{overflow}",
+    _RESET + b"overflow",
+    b"\r\nx-envoy-overloaded: true",
+)
+UPSTREAM_TIMEOUT = LocalReply(504, ResponseFlag.UPSTREAM_TIMEOUT, "response_timeout", b"upstream request timeout")
+STREAM_IDLE = LocalReply(408, ResponseFlag.STREAM_IDLE, "stream_idle_timeout", b"stream timeout")
+REQUEST_TIMEOUT = LocalReply(408, ResponseFlag.DURATION_TIMEOUT, "request_overall_timeout", b"request timeout")
+
+
+def connect_failure(kind: str) -> LocalReply:
+    """kind: refused, timeout or tls."""
+    reason = b"connection timeout" if kind == "timeout" else b"remote connection failure"
+    return LocalReply(
+        503,
+        ResponseFlag.UPSTREAM_CONNECTION_FAILURE,
+        f"upstream_reset_before_response_started{{{reason.decode().replace(' ', '_')}}}",
+        _RESET + reason,
+    )
+
+
+def upstream_lost(detail: str) -> LocalReply:
+    """The connection went away, or broke the protocol, before a response head came."""
+    if detail.startswith("upstream."):
+        return LocalReply(502, ResponseFlag.UPSTREAM_PROTOCOL_ERROR, detail, _RESET + b"protocol error")
+    if detail == "reset":
+        return LocalReply(
+            503,
+            ResponseFlag.UPSTREAM_RESET,
+            "upstream_reset_before_response_started{connection_termination}",
+            _RESET + b"connection termination",
+        )
+    return LocalReply(
+        503,
+        ResponseFlag.UPSTREAM_CLOSED,
+        "upstream_reset_before_response_started{connection_termination}",
+        _RESET + b"connection termination",
+    )
+
+
+def protocol_error(status: int, details: str) -> LocalReply:
+    return LocalReply(status, ResponseFlag.DOWNSTREAM_PROTOCOL_ERROR, details, reason_phrase(status))
+
+
+_PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
+
+
+def reason_phrase(status: int) -> bytes:
+    return _PHRASES.get(status, b"Unknown")

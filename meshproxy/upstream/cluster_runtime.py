@@ -1,0 +1,370 @@
+"""The live side of a cluster in one worker: its endpoints, their pools, the limits, what is in flight.
+
+Pools hang on (workload, cluster, endpoint), so a connection made under one identity is never used for another.
+Decides: reuse, open, wait or refuse. Leaves to others: which endpoint (lb), whether it is healthy (control).
+"""
+
+import ssl
+from collections import deque
+from collections.abc import Callable, Container, Mapping, Sequence
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Protocol
+
+from meshproxy.lb.balancer import EndpointState
+from meshproxy.lb.cluster_balancer import ClusterBalancer
+from meshproxy.model.cluster import Cluster
+from meshproxy.model.endpoint import Endpoint, Locality, LocalityEndpoints
+from meshproxy.model.response_flag import ResponseFlag
+from meshproxy.model.workload import Workload
+from meshproxy.telemetry.recorder import ClusterCounters
+from meshproxy.tls.context import Bundle, client_context, server_context
+from meshproxy.upstream.connect import ALPN_SERVER, ConnectError, PendingConnect, UpstreamTlsContext, upstream_tls
+from meshproxy.upstream.worker_state import WorkerState
+
+if TYPE_CHECKING:
+    from meshproxy.upstream.connection_h1 import UpstreamConnection
+
+
+class Waiter(Protocol):
+    """Who waits for a connection: an HTTP stream or a TCP session."""
+
+    def on_connected(self, connection: Any) -> None: ...
+
+    def on_connect_failed(self, error: ConnectError) -> None: ...
+
+
+class EndpointRuntime(EndpointState):
+    """One endpoint with its pool, in one worker, for one workload."""
+
+    __slots__ = (
+        "cluster",
+        "connect_failures",
+        "connections",
+        "connections_total",
+        "idle",
+        "is_removed",
+        "is_suspect",
+        "key",
+        "rq_error",
+        "rq_total",
+        "series",
+        "tls",
+    )
+
+    def __init__(self, cluster: "ClusterRuntime", endpoint: Endpoint, now: float) -> None:
+        super().__init__(endpoint, now)
+        self.cluster = cluster
+        self.key = endpoint.key
+        self.idle: list[UpstreamConnection] = []
+        self.connections: set[Any] = set()
+        self.connections_total = 0
+        self.connect_failures = 0
+        self.rq_total = 0
+        self.rq_error = 0
+        self.is_suspect = False
+        """The detector wants to hear of successes too."""
+        self.is_removed = False
+        self.series: dict[int, Any] = {}
+        """Metric series by peer context and status: resolved once, then one dict get per request."""
+        self.tls: UpstreamTlsContext | None = None
+
+    def close_idle(self) -> None:
+        for connection in self.idle.copy():
+            connection.close()
+        self.idle.clear()
+
+
+class ClusterRuntime:
+    """One cluster for one workload."""
+
+    __slots__ = (
+        "_certificate_version",
+        "active_requests",
+        "balancer",
+        "cluster",
+        "connections",
+        "counters",
+        "endpoints",
+        "is_removed",
+        "key",
+        "max_pending",
+        "max_requests",
+        "pending",
+        "reports_success",
+        "retries",
+        "retry_budget",
+        "state",
+        "workload",
+    )
+
+    def __init__(self, cluster: Cluster, workload: "WorkloadRuntime", state: WorkerState, now: float) -> None:
+        self.state = state
+        self.workload = workload
+        self.key = cluster.key
+        self.active_requests = 0
+        self.connections = 0
+        self.retries = 0
+        self.pending: deque[tuple[EndpointRuntime, Waiter, Callable[[Any], Any]]] = deque()
+        self.is_removed = False
+        self.endpoints: dict[str, EndpointRuntime] = {}
+        self.counters: ClusterCounters = state.recorder.cluster(cluster.key, cluster.name)
+        self.cluster = cluster
+        self.max_requests = cluster.limits.max_requests
+        self.max_pending = cluster.limits.max_pending_requests
+        self.retry_budget = cluster.limits.retry_budget
+        self.balancer: ClusterBalancer = None  # type: ignore[assignment]  # update() makes it
+        self.update(cluster, now)
+
+    def update(self, cluster: Cluster, now: float) -> None:
+        """A new version of the cluster in one piece; see ClusterUpdate for a large one."""
+        update = ClusterUpdate(self, cluster)
+        update.add(cluster.localities, now)
+        update.commit(now)
+
+    def refresh_tls(self) -> None:
+        """Certificates were rotated: new connections use the new ones, idle ones go, busy ones finish."""
+        for runtime in self.endpoints.values():
+            tls = upstream_tls(self.cluster, runtime.endpoint, self.workload)
+            if tls != runtime.tls:
+                runtime.tls = tls
+                runtime.close_idle()
+
+    def set_health(self, endpoint_key: str, word: str, now: float) -> None:
+        """Apply one verdict of the control process (messages.Health)."""
+        runtime = self.endpoints.get(endpoint_key)
+        if runtime is None:
+            return
+        if word == "suspect":
+            runtime.is_suspect = True
+        elif word == "clear":
+            runtime.is_suspect = False
+        else:
+            if word == "eject":
+                runtime.is_ejected = True
+                runtime.is_suspect = False
+                runtime.close_idle()
+            elif word == "restore":
+                runtime.is_ejected = False
+                runtime.joined_at = now
+            elif word == "unhealthy":
+                runtime.is_unhealthy = True
+                runtime.close_idle()
+            elif word == "healthy":
+                runtime.is_unhealthy = False
+                runtime.joined_at = now
+            self.balancer.recompute(now)
+
+    def acquire(self, endpoint: EndpointRuntime, waiter: Waiter, factory: Callable[["EndpointRuntime"], Any]) -> Any:
+        """An idle connection, or None: the waiter hears later; ResponseFlag.UPSTREAM_OVERFLOW when it may not wait."""
+        idle = endpoint.idle
+        while idle:
+            connection = idle.pop()
+            if not connection.transport.is_closing():
+                return connection
+        if self.connections >= self.cluster.limits.max_connections:
+            counters = self.counters
+            if len(self.pending) >= self.max_pending:
+                counters.upstream_rq_pending_overflow += 1
+                return ResponseFlag.UPSTREAM_OVERFLOW
+            counters.upstream_cx_overflow += 1
+            # An idle connection to another endpoint counts against the limit too: give its place to this one.
+            for other in self.endpoints.values():
+                if other.idle:
+                    other.idle.pop().close()
+                    break
+            else:
+                self.pending.append((endpoint, waiter, factory))
+                return None
+        self.open(endpoint, waiter, factory)
+        return None
+
+    def open(self, endpoint: EndpointRuntime, waiter: Waiter, factory: Callable[["EndpointRuntime"], Any]) -> None:
+        self.connections += 1
+        PendingConnect(self.state, endpoint, waiter, factory)
+
+    def connection_closed(self) -> None:
+        """A connection (or an attempt to make one) is gone: whoever waits for its place gets it."""
+        self.connections -= 1
+        while self.pending and self.connections < self.cluster.limits.max_connections:
+            endpoint, waiter, factory = self.pending.popleft()
+            self.open(endpoint, waiter, factory)
+
+    def hand_over(self, connection: "UpstreamConnection") -> bool:
+        """A connection became free: give it to the first waiter for its endpoint, or close it for another's sake."""
+        for index, (endpoint, waiter, _) in enumerate(self.pending):
+            if endpoint is connection.endpoint:
+                del self.pending[index]
+                waiter.on_connected(connection)
+                return True
+        connection.close()
+        return True
+
+    def forget(self, waiter: Waiter) -> None:
+        """The waiter is not interested any more."""
+        for index, (_, queued, _) in enumerate(self.pending):
+            if queued is waiter:
+                del self.pending[index]
+                return
+
+    def may_retry(self) -> bool:
+        """Room for one more concurrent retry (Envoy circuit breaker max_retries or retry budget)."""
+        budget = self.retry_budget
+        if budget is not None:
+            allowed = max(budget.min_concurrency, self.active_requests * budget.percent / 100)
+            return self.retries < allowed
+        return self.retries < self.cluster.limits.max_retries
+
+    def pick_avoiding(self, now: float, tried: Container[EndpointState]) -> EndpointState | None:
+        return self.balancer.pick_avoiding(now, tried)
+
+    def remove(self) -> None:
+        self.is_removed = True
+        for runtime in self.endpoints.values():
+            runtime.is_removed = True
+            runtime.close_idle()
+
+    def snapshot(self) -> dict[str, Any]:
+        """What /clusters shows of it."""
+        where = {
+            endpoint.key: (group.priority, str(group.locality))
+            for group in self.cluster.localities
+            for endpoint in group.endpoints
+        }
+        return {
+            "cluster_key": self.key,
+            "cluster_name": self.cluster.name,
+            "workload": self.workload.workload.id,
+            "endpoints": [
+                {
+                    "address": runtime.endpoint.address,
+                    "port": runtime.endpoint.port,
+                    "priority": where[key][0],
+                    "locality": where[key][1],
+                    "weight": runtime.weight,
+                    "is_ejected": runtime.is_ejected,
+                    "is_unhealthy": runtime.is_unhealthy,
+                    "active_requests": runtime.active_requests,
+                    "rq_total": runtime.rq_total,
+                    "rq_success": runtime.rq_total - runtime.rq_error,
+                    "rq_error": runtime.rq_error,
+                    "cx_active": len(runtime.connections),
+                    "cx_total": runtime.connections_total,
+                    "cx_connect_fail": runtime.connect_failures,
+                }
+                for key, runtime in self.endpoints.items()
+            ],
+        }
+
+
+class ClusterUpdate:
+    """A new version of a cluster, built piece by piece beside the live one: endpoints that stay keep pools, counts and
+    health. `add` does the work, a few hundred endpoints a call; `commit` swaps. 10,000 endpoints never stall the loop.
+    """
+
+    __slots__ = ("_cluster", "_fresh", "_groups", "_runtime")
+
+    def __init__(self, runtime: ClusterRuntime, cluster: Cluster) -> None:
+        self._runtime = runtime
+        self._cluster = cluster
+        self._fresh: dict[str, EndpointRuntime] = {}
+        self._groups: dict[tuple[int, Locality, int | None], list[EndpointState]] = {}
+
+    def add(self, localities: Sequence[LocalityEndpoints], now: float) -> None:
+        runtime, fresh = self._runtime, self._fresh
+        old, workload, cluster = runtime.endpoints, runtime.workload, self._cluster
+        for group in localities:
+            members = self._groups.setdefault((group.priority, group.locality, group.weight), [])
+            for endpoint in group.endpoints:
+                key = endpoint.key
+                state = old.get(key)
+                if state is None:
+                    state = EndpointRuntime(runtime, endpoint, now)
+                    state.tls = upstream_tls(cluster, endpoint, workload)
+                elif state.endpoint is not endpoint:
+                    if state.endpoint != endpoint:
+                        state.series.clear()
+                    state.endpoint = endpoint
+                    state.weight = endpoint.weight
+                fresh[key] = state
+                members.append(state)
+
+    def commit(self, now: float, cluster: Cluster | None = None) -> None:
+        """cluster: the version with its endpoints, where __init__ was given one without."""
+        runtime = self._runtime
+        cluster = cluster or self._cluster
+        old, before = runtime.endpoints, runtime.cluster if runtime.balancer is not None else None
+        runtime.cluster = cluster
+        runtime.endpoints = self._fresh
+        runtime.max_requests = cluster.limits.max_requests
+        runtime.max_pending = cluster.limits.max_pending_requests
+        runtime.retry_budget = cluster.limits.retry_budget
+        for key in old.keys() - self._fresh.keys():
+            gone = old[key]
+            gone.is_removed = True
+            if gone.idle:
+                gone.close_idle()
+        if before is not None and before.tls != cluster.tls:
+            runtime.refresh_tls()
+        groups = [(*place, members) for place, members in self._groups.items()]
+        if before is None:
+            runtime.balancer = ClusterBalancer(cluster.lb, groups, runtime.state.draw, now)
+        else:
+            runtime.balancer.update(cluster.lb, groups, now)
+
+
+class WorkloadRuntime:
+    """One workload in one worker: its clusters (made on first use) and its certificates."""
+
+    __slots__ = ("_client_contexts", "_server_context", "bundle", "clusters", "specs", "state", "workload")
+
+    def __init__(self, workload: Workload, specs: Mapping[str, Cluster], state: WorkerState) -> None:
+        self.workload = workload
+        self.specs = specs
+        """The worker's table of clusters by key, shared by all workloads."""
+        self.state = state
+        self.clusters: dict[str, ClusterRuntime] = {}
+        self.bundle: Bundle | None = None
+        """None while the workload has no certificates."""
+        self._client_contexts: dict[tuple[str, ...], ssl.SSLContext] = {}
+        self._server_context: ssl.SSLContext | None = None
+
+    def set_bundle(self, bundle: Bundle) -> None:
+        """New certificates: new handshakes use them at once, connections that are open stay."""
+        self.bundle = bundle
+        self._client_contexts.clear()
+        self._server_context = None
+        for runtime in self.clusters.values():
+            runtime.refresh_tls()
+
+    def clear_bundle(self) -> None:
+        """The identity changed: what was issued for the old one must not be shown any more."""
+        self.bundle = None
+        self._client_contexts.clear()
+        self._server_context = None
+
+    def client_context(self, alpn: tuple[str, ...]) -> ssl.SSLContext:
+        """mTLS towards the mesh under this workload's identity. Call only with a bundle."""
+        assert self.bundle is not None
+        context = self._client_contexts.get(alpn)
+        if context is None:
+            context = self._client_contexts[alpn] = client_context(self.bundle, alpn=alpn)
+        return context
+
+    def server_context(self) -> ssl.SSLContext | None:
+        """mTLS for this workload's inbound listeners; None without certificates."""
+        if self._server_context is None and self.bundle is not None:
+            self._server_context = server_context(self.bundle, alpn=ALPN_SERVER, requires_client_certificate=True)
+        return self._server_context
+
+    def cluster(self, key: str) -> ClusterRuntime | None:
+        """The live cluster; None where the snapshot has none of that key (503 NC)."""
+        runtime = self.clusters.get(key)
+        if runtime is None or runtime.is_removed:
+            spec = self.specs.get(key)
+            if spec is None:
+                return None
+            now = monotonic()
+            runtime = self.clusters[key] = ClusterRuntime(spec, self, self.state, now)
+            for (endpoint_key, _), word in self.state.verdicts.get(key, {}).items():
+                runtime.set_health(endpoint_key, word, now)
+        return runtime

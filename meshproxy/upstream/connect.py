@@ -1,0 +1,179 @@
+"""Opening one upstream connection: TCP or unix socket, then TLS, then the peer's identity.
+
+Decides: is the peer who it must be (secure naming). Leaves to others: whether to try again (proxy), where (lb).
+"""
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from meshproxy.model.cluster import Cluster, TcpKeepalive, TlsMode
+from meshproxy.model.endpoint import Endpoint
+from meshproxy.tls.context import origination_context
+from meshproxy.tls.verify import check_server
+
+if TYPE_CHECKING:
+    from meshproxy.upstream.cluster_runtime import EndpointRuntime, Waiter, WorkloadRuntime
+    from meshproxy.upstream.worker_state import WorkerState
+
+# Istio's ALPN for mesh traffic: the inbound proxy tells mesh mTLS from an application's own TLS by it.
+ALPN_HTTP1 = ("istio-http/1.1", "istio", "http/1.1")
+ALPN_TCP = ("istio-peer-exchange", "istio")
+ALPN_SERVER = ("istio-http/1.1", "istio-http/1.0", "istio-peer-exchange", "istio", "http/1.1")
+
+
+@dataclass(slots=True)
+class ConnectError:
+    """kind: `refused`, `timeout` or `tls`; reason: one line for the access log."""
+
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamTlsContext:
+    """How to speak TLS to one endpoint. Two are equal when a connection made by one may serve for the other."""
+
+    context: ssl.SSLContext
+    sni: str
+    is_mesh: bool
+    expected_ids: tuple[str, ...]
+    trust_domain: str
+
+    def refuses(self, ssl_object: ssl.SSLObject) -> str | None:
+        """Why the peer is not who it must be; None when it is."""
+        if not self.is_mesh:
+            return None  # the context checked the name
+        return check_server(ssl_object.getpeercert(), self.expected_ids, self.trust_domain)
+
+
+def upstream_tls(cluster: Cluster, endpoint: Endpoint, workload: "WorkloadRuntime") -> UpstreamTlsContext | None:
+    """The TLS to use for one endpoint; None for plaintext."""
+    tls = cluster.tls
+    mode = tls.mode
+    if mode is TlsMode.AUTO:
+        # Auto-mTLS: only where both sides can. A workload without certificates has no identity to show.
+        mode = TlsMode.ISTIO_MUTUAL if endpoint.speaks_mtls and workload.bundle is not None else TlsMode.DISABLE
+    if mode is TlsMode.DISABLE:
+        return None
+    if mode is TlsMode.ISTIO_MUTUAL:
+        if workload.bundle is None:
+            return _NO_CERTIFICATES
+        return UpstreamTlsContext(
+            context=workload.client_context(ALPN_HTTP1 if cluster.protocol.is_http else ALPN_TCP),
+            sni=tls.sni or f"outbound_.{cluster.port}_.{cluster.subset}_.{cluster.service_host}",
+            is_mesh=True,
+            expected_ids=tls.subject_alt_names or endpoint.spiffe_ids,
+            trust_domain=workload.workload.trust_domain,
+        )
+    return UpstreamTlsContext(
+        context=origination_context(tls, ("http/1.1",) if cluster.protocol.is_http else ()),
+        sni=tls.sni or cluster.service_host,
+        is_mesh=False,
+        expected_ids=(),
+        trust_domain="",
+    )
+
+
+_NO_CERTIFICATES = UpstreamTlsContext(
+    context=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), sni="", is_mesh=True, expected_ids=(), trust_domain=""
+)
+
+
+class PendingConnect:
+    """One attempt to connect, with its deadline. Tells its waiter exactly once, unless the waiter lost interest."""
+
+    __slots__ = ("_endpoint", "_factory", "_state", "_task", "_waiter", "deadline")
+
+    def __init__(
+        self,
+        state: "WorkerState",
+        endpoint: "EndpointRuntime",
+        waiter: "Waiter",
+        factory: Callable[["EndpointRuntime"], Any],
+    ) -> None:
+        self._state = state
+        self._endpoint = endpoint
+        self._waiter = waiter
+        self._factory = factory
+        self.deadline = monotonic() + endpoint.cluster.cluster.connect_timeout_s
+        state.timed.add(self)
+        self._task = state.loop.create_task(self._connect())
+
+    def on_deadline(self, now: float) -> None:
+        self.deadline = float("inf")
+        self._task.cancel()
+
+    async def _connect(self) -> None:
+        endpoint = self._endpoint
+        cluster = endpoint.cluster
+        error: ConnectError
+        try:
+            connection = await self._open()
+        except asyncio.CancelledError:
+            error = ConnectError("timeout", "connect timeout")
+        except ssl.SSLError as problem:
+            error = ConnectError("tls", f"TLS error: {problem.reason or problem}")
+        except (OSError, ConnectionError) as problem:
+            error = ConnectError("refused", problem.strerror or str(problem) or type(problem).__name__)
+        except _IdentityRefused as problem:
+            error = ConnectError("tls", str(problem))
+        else:
+            self._state.timed.discard(self)
+            endpoint.connections_total += 1
+            cluster.counters.upstream_cx_total += 1
+            if cluster.cluster.outlier is not None and cluster.cluster.outlier.split_external_local_origin:
+                self._state.report(cluster.key, endpoint.key, 4)
+            self._waiter.on_connected(connection)
+            return
+        self._state.timed.discard(self)
+        endpoint.connect_failures += 1
+        cluster.counters.upstream_cx_connect_fail += 1
+        self._state.report(cluster.key, endpoint.key, 2 if error.kind == "timeout" else 1)
+        cluster.connection_closed()
+        self._waiter.on_connect_failed(error)
+
+    async def _open(self) -> Any:
+        endpoint = self._endpoint
+        tls = endpoint.tls
+        if tls is _NO_CERTIFICATES:
+            raise _IdentityRefused("mTLS is required and the workload has no certificates")
+        loop = self._state.loop
+        where = endpoint.endpoint
+        protocol = self._factory(endpoint)
+        arguments: dict[str, Any] = {}
+        if tls is not None:
+            arguments = {"ssl": tls.context, "server_hostname": tls.sni, "ssl_handshake_timeout": 10.0}
+        if where.address.startswith("/"):
+            transport, _ = await loop.create_unix_connection(lambda: protocol, where.address, **arguments)
+        else:
+            transport, _ = await loop.create_connection(lambda: protocol, where.address, where.port, **arguments)
+            tune(transport.get_extra_info("socket"), endpoint.cluster.cluster.tcp_keepalive)
+        if tls is not None:
+            refusal = tls.refuses(transport.get_extra_info("ssl_object"))
+            if refusal is not None:
+                transport.abort()
+                raise _IdentityRefused(refusal)
+        return protocol
+
+
+class _IdentityRefused(Exception):
+    pass
+
+
+def tune(sock: socket.socket, keepalive: TcpKeepalive | None) -> None:
+    """TCP_NODELAY always (requests are written whole, Nagle only adds delay); keepalive as the cluster says."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if keepalive is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for value, option in (
+            (keepalive.time_s, socket.TCP_KEEPIDLE),
+            (keepalive.interval_s, socket.TCP_KEEPINTVL),
+            (keepalive.probes, socket.TCP_KEEPCNT),
+        ):
+            if value:
+                sock.setsockopt(socket.IPPROTO_TCP, option, value)

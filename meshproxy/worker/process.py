@@ -1,0 +1,409 @@
+"""One worker process: a uvloop loop, its listeners, its current configuration.
+
+Configuration arrives in pieces (control/messages.py) and is staged; clusters take effect as each is whole (make before
+break), routes and listeners together at Commit. What did not change is not sent and is not touched.
+"""
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+from dataclasses import replace
+from time import monotonic, perf_counter
+from typing import Any
+
+import uvloop
+
+from meshproxy.control import messages as m
+from meshproxy.control.channel import WorkerChannel
+from meshproxy.listener.tcp import TcpListener
+from meshproxy.model.cluster import Cluster
+from meshproxy.model.endpoint import LocalityEndpoints
+from meshproxy.model.listener import Listener
+from meshproxy.model.workload import Workload, WorkloadLabels
+from meshproxy.proxy.listener_runtime import ListenerRuntime
+from meshproxy.route.table import CompiledTable
+from meshproxy.telemetry.access_log import AccessLog
+from meshproxy.telemetry.recorder import Recorder
+from meshproxy.tls.context import Bundle
+from meshproxy.upstream.cluster_runtime import ClusterUpdate, WorkloadRuntime
+from meshproxy.upstream.worker_state import SWEEP_INTERVAL_S, WorkerState
+
+log = logging.getLogger(__name__)
+
+STALL_S = 0.1
+"""A loop turn that takes longer is counted and logged."""
+
+
+class Worker:
+    """Everything of one worker. Messages go in through `on_message`; the rest happens on the loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
+        self.loop = loop
+        self.state = WorkerState(loop, Recorder())
+        self.state.send_results = self._send_results
+        self.clusters: dict[str, Cluster] = {}
+        self.workloads: dict[str, WorkloadRuntime] = {}
+        self.tables: dict[str, CompiledTable] = {}
+        self.peers: dict[str, WorkloadLabels] = {}
+        self.listeners: dict[str, TcpListener] = {}
+        self.certificates: dict[str, Bundle] = {}
+        self.retired: list[ListenerRuntime] = []
+        """Listeners that no longer accept and still have connections."""
+        self._staged_cluster: Cluster | None = None
+        self._staged_localities: dict[tuple[Any, ...], list[Any]] = {}
+        self._staged_updates: list[ClusterUpdate] = []
+        self._staged_workloads: list[Workload] = []
+        self._staged_listeners: list[tuple[Listener, int]] = []
+        self._staged_removals: list[m.Remove] = []
+        self._staged_tables: dict[str, CompiledTable] = {}
+        self._began_at = 0.0
+        self._stall_s = 0.0
+        self._drain_deadline: float | None = None
+        self._swept_at = monotonic()
+        self._ticks = 0
+        self._counts: dict[tuple[str, str], tuple[int, int]] = {}
+        self.stopped: asyncio.Future[None] = loop.create_future()
+        self.channel = WorkerChannel(sock, loop, self.on_message, self._on_closed)
+        loop.call_later(SWEEP_INTERVAL_S, self._tick)
+
+    # ── messages ──
+
+    def on_message(self, message: object, descriptor: int | None) -> None:
+        started = perf_counter()
+        if self._staged_cluster is not None and not isinstance(message, m.PutEndpoints):
+            self._finish_cluster()
+        if descriptor is not None:
+            assert isinstance(message, m.PutListener)
+            self._staged_listeners.append((message.listener, descriptor))
+        else:
+            _HANDLERS[type(message)](self, message)
+        self._stall_s = max(self._stall_s, perf_counter() - started)
+
+    def _begin(self, message: m.Begin) -> None:
+        for _, descriptor in self._staged_listeners:
+            os.close(descriptor)
+        self._staged_listeners.clear()
+        self._staged_workloads.clear()
+        self._staged_removals.clear()
+        self._staged_tables.clear()
+        self._began_at = perf_counter()
+        self._stall_s = 0.0
+
+    def _put_workload(self, message: m.PutWorkload) -> None:
+        workload = message.workload
+        runtime = self.workloads.get(workload.id)
+        if runtime is None:
+            runtime = self.workloads[workload.id] = WorkloadRuntime(workload, self.clusters, self.state)
+        elif runtime.workload.identity != workload.identity:
+            # Another identity: its connections must not serve the new one.
+            for cluster in runtime.clusters.values():
+                cluster.remove()
+            runtime.clusters.clear()
+            runtime.clear_bundle()
+        runtime.workload = workload
+        bundle = self.certificates.get(workload.id)
+        if bundle is not None and runtime.bundle is None:
+            runtime.set_bundle(bundle)
+
+    def _put_cluster(self, message: m.PutCluster) -> None:
+        cluster = self._staged_cluster = message.cluster
+        self._staged_localities = {}
+        self._staged_updates = [
+            ClusterUpdate(runtime.clusters[cluster.key], cluster)
+            for runtime in self.workloads.values()
+            if cluster.key in runtime.clusters
+        ]
+
+    def _put_endpoints(self, message: m.PutEndpoints) -> None:
+        if self._staged_cluster is None:
+            return
+        now = monotonic()
+        for group in message.localities:
+            key = (group.priority, group.locality, group.weight)
+            self._staged_localities.setdefault(key, []).extend(group.endpoints)
+        for update in self._staged_updates:
+            update.add(message.localities, now)
+
+    def _finish_cluster(self) -> None:
+        cluster, self._staged_cluster = self._staged_cluster, None
+        assert cluster is not None
+        localities = tuple(
+            LocalityEndpoints(locality=locality, priority=priority, weight=weight, endpoints=tuple(endpoints))
+            for (priority, locality, weight), endpoints in self._staged_localities.items()
+        )
+        cluster = replace(cluster, localities=localities)
+        self.clusters[cluster.key] = cluster
+        now = monotonic()
+        for update in self._staged_updates:
+            update.commit(now, cluster)
+        self._staged_localities = {}
+        self._staged_updates = []
+
+    def _resolved(self, message: m.Resolved) -> None:
+        cluster = self.clusters.get(message.cluster_key)
+        if cluster is not None:
+            self._put_cluster(m.PutCluster(replace(cluster, localities=())))
+            self._put_endpoints(m.PutEndpoints(message.cluster_key, message.localities))
+            self._finish_cluster()
+
+    def _put_route_table(self, message: m.PutRouteTable) -> None:
+        self._staged_tables[message.table.name] = CompiledTable(message.table)
+
+    def _put_peers(self, message: m.PutPeers) -> None:
+        self.peers.clear()
+        self.peers.update(message.peers)
+
+    def _remove(self, message: m.Remove) -> None:
+        self._staged_removals.append(message)
+
+    def _commit(self, message: m.Commit) -> None:
+        started = perf_counter()
+        problems: list[str] = []
+        self.tables.update(self._staged_tables)
+        for listener in self.listeners.values():
+            name = listener.runtime.listener.route_table
+            if name in self._staged_tables:
+                listener.runtime.table = self.tables[name]
+        self._staged_tables = {}
+        self._apply_removals()
+        for spec, descriptor in self._staged_listeners:
+            self._open_listener(spec, descriptor, problems)
+        self._staged_listeners.clear()
+        self._set_access_log(message, problems)
+        # The new configuration lives long: keep the collector from walking it again and again.
+        gc.freeze()
+        stall_s = max(self._stall_s, perf_counter() - started)
+        self.channel.send(m.Applied(message.version, stall_s, perf_counter() - self._began_at, tuple(problems)))
+
+    def _apply_removals(self) -> None:
+        for removal in self._staged_removals:
+            name = removal.name
+            if removal.kind == "listener":
+                self._close_listener(name)
+            elif removal.kind == "cluster":
+                self.clusters.pop(name, None)
+                self.state.verdicts.pop(name, None)
+                self.state.recorder.remove_cluster(name)
+                for workload in self.workloads.values():
+                    cluster = workload.clusters.pop(name, None)
+                    if cluster is not None:
+                        cluster.remove()
+            elif removal.kind == "route_table":
+                self.tables.pop(name, None)
+            elif removal.kind == "workload":
+                gone = self.workloads.pop(name, None)
+                self.certificates.pop(name, None)
+                if gone is not None:
+                    for cluster in gone.clusters.values():
+                        cluster.remove()
+        self._staged_removals.clear()
+
+    def _open_listener(self, spec: Listener, descriptor: int, problems: list[str]) -> None:
+        workload = self.workloads.get(spec.workload_id)
+        if workload is None:
+            problems.append(f"listener {spec.name}: its workload {spec.workload_id} is not known")
+            os.close(descriptor)
+            return
+        self._close_listener(spec.name)
+        table = self.tables.get(spec.route_table) if spec.route_table is not None else None
+        runtime = ListenerRuntime(spec, table, workload, self.state, self.peers)
+        self.listeners[spec.name] = TcpListener(socket.socket(fileno=descriptor), runtime)
+        if self.state.is_draining:
+            self.listeners[spec.name].pause()
+
+    def _close_listener(self, name: str) -> None:
+        listener = self.listeners.pop(name, None)
+        if listener is None:
+            return
+        listener.close()
+        for connection in list(listener.runtime.connections):
+            connection.drain()
+        if listener.runtime.connections:
+            self.retired.append(listener.runtime)
+
+    def _set_access_log(self, message: m.Commit, problems: list[str]) -> None:
+        log_now = self.state.access_log
+        policy = message.access_log
+        if policy is None:
+            if log_now is not None:
+                log_now.close()
+                self.state.access_log = None
+        elif log_now is None or log_now.policy != policy:
+            try:
+                fresh = AccessLog(policy, self.state.counters)
+            except Exception as error:  # the operator's path or format: say so, keep what we had
+                problems.append(f"access log: {error}")
+                return
+            if log_now is not None:
+                log_now.close()
+            self.state.access_log = fresh
+
+    def _put_certificates(self, message: m.PutCertificates) -> None:
+        bundle = Bundle(chain_pem=message.chain_pem, key_pem=message.key_pem, roots_pem=message.roots_pem)
+        self.certificates[message.workload_id] = bundle
+        runtime = self.workloads.get(message.workload_id)
+        if runtime is not None:
+            runtime.set_bundle(bundle)
+
+    def _health(self, message: m.Health) -> None:
+        now = monotonic()
+        for cluster_key, endpoint_key, word in message.verdicts:
+            standing = self.state.verdicts.setdefault(cluster_key, {})
+            kind = _VERDICT_KIND[word]
+            if word in ("restore", "healthy", "clear"):
+                standing.pop((endpoint_key, kind), None)
+            else:
+                standing[(endpoint_key, kind)] = word
+            for workload in self.workloads.values():
+                cluster = workload.clusters.get(cluster_key)
+                if cluster is not None:
+                    cluster.set_health(endpoint_key, word, now)
+
+    def _ask(self, message: m.Ask) -> None:
+        payload: Any
+        if message.what == "stats":
+            payload = self.state.recorder.flush()
+        elif message.what == "clusters":
+            payload = [
+                cluster.snapshot() for workload in self.workloads.values() for cluster in workload.clusters.values()
+            ]
+        else:
+            payload = [
+                {
+                    "listener": listener.runtime.listener.name,
+                    "workload": listener.runtime.listener.workload_id,
+                    "downstream": str(connection.transport.get_extra_info("peername")),
+                    "identity": connection.peer.principal if connection.peer is not None else "",
+                }
+                for listener in self.listeners.values()
+                for connection in listener.runtime.connections
+            ]
+        self.channel.send(m.Answer(message.id, payload))
+
+    def _drain(self, message: m.Drain) -> None:
+        """Accept no more, say goodbye on every answer, and (exits) end when nothing is in flight."""
+        self.state.is_draining = True
+        for listener in self.listeners.values():
+            listener.pause()
+            for connection in list(listener.runtime.connections):
+                connection.drain()
+        if message.exits:
+            self._drain_deadline = monotonic() + message.deadline_s
+
+    def _set_log_level(self, message: m.SetLogLevel) -> None:
+        logging.getLogger().setLevel(message.level.upper())
+
+    # ── time ──
+
+    def _tick(self) -> None:
+        now = monotonic()
+        late_s = now - self._swept_at - SWEEP_INTERVAL_S
+        counters = self.state.counters
+        if late_s > counters.loop_stall_max_s:
+            counters.loop_stall_max_s = late_s
+        if late_s > STALL_S:
+            counters.loop_stall_total_s += late_s
+            log.warning("the loop was held for %d ms", late_s * 1000)
+        self._swept_at = now
+        self.state.sweep(now)
+        self._ticks += 1
+        if self.state.access_log is not None:
+            self.state.access_log.flush()
+        if self._ticks % 10 == 0:
+            self._every_second()
+        if self._drain_deadline is not None:
+            self._check_drained(now)
+        self.loop.call_later(SWEEP_INTERVAL_S, self._tick)
+
+    def _every_second(self) -> None:
+        self.retired = [runtime for runtime in self.retired if runtime.connections]
+        counts: list[tuple[str, str, int, int]] = []
+        for workload in self.workloads.values():
+            for cluster in workload.clusters.values():
+                outlier = cluster.cluster.outlier
+                if outlier is None or not (outlier.enforce_success_rate or outlier.enforce_failure_percentage):
+                    continue
+                for endpoint in cluster.endpoints.values():
+                    key = (f"{workload.workload.id} {cluster.key}", endpoint.key)
+                    before = self._counts.get(key, (0, 0))
+                    total, errors = endpoint.rq_total, endpoint.rq_error
+                    if total != before[0]:
+                        requests = total - before[0]
+                        counts.append((cluster.key, endpoint.key, requests, requests - (errors - before[1])))
+                        self._counts[key] = (total, errors)
+        if counts:
+            self.channel.send(m.IntervalCounts(tuple(counts)))
+
+    def _check_drained(self, now: float) -> None:
+        assert self._drain_deadline is not None
+        runtimes = [listener.runtime for listener in self.listeners.values()] + self.retired
+        if not any(runtime.connections for runtime in runtimes):
+            self._stop()
+        elif now >= self._drain_deadline:
+            for runtime in runtimes:
+                for connection in list(runtime.connections):
+                    connection.transport.abort()
+            self._stop()
+
+    def _send_results(self, events: list[tuple[str, str, int]]) -> None:
+        self.channel.send(m.Results(tuple(events)))
+
+    def _on_closed(self) -> None:
+        """Nobody will ever configure or stop us again."""
+        log.error("the supervisor is gone: stopping")
+        self._stop()
+
+    def _stop(self) -> None:
+        if not self.stopped.done():
+            if self.state.access_log is not None:
+                self.state.access_log.flush()
+            self.channel.send(m.Drained())
+            self.stopped.set_result(None)
+
+
+_VERDICT_KIND = {
+    "eject": "outlier",
+    "restore": "outlier",
+    "unhealthy": "check",
+    "healthy": "check",
+    "suspect": "suspect",
+    "clear": "suspect",
+}
+_HANDLERS: dict[type, Any] = {
+    m.Begin: Worker._begin,
+    m.PutWorkload: Worker._put_workload,
+    m.PutCluster: Worker._put_cluster,
+    m.PutEndpoints: Worker._put_endpoints,
+    m.Resolved: Worker._resolved,
+    m.PutRouteTable: Worker._put_route_table,
+    m.PutPeers: Worker._put_peers,
+    m.Remove: Worker._remove,
+    m.Commit: Worker._commit,
+    m.PutCertificates: Worker._put_certificates,
+    m.Health: Worker._health,
+    m.Ask: Worker._ask,
+    m.Drain: Worker._drain,
+    m.SetLogLevel: Worker._set_log_level,
+}
+
+
+def main(channel_socket: socket.socket, slot: int) -> None:
+    """Run until drained or orphaned, then exit the process. Called in a fresh child of the supervisor."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the supervisor drains us; a group-wide signal must not cut requests
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    uvloop.install()
+    loop = uvloop.new_event_loop()
+    asyncio.set_event_loop(loop)
+    # Connections make few cycles (each breaks its own on close); the default threshold walks the heap far too often.
+    gc.set_threshold(20_000, 20, 100)
+    worker = Worker(loop, channel_socket)
+    try:
+        loop.run_until_complete(worker.stopped)
+    finally:
+        sys.stdout.flush()
+        os._exit(0)
