@@ -85,6 +85,8 @@ class ProcessState:
     """Problems of the configuration by severity."""
     endpoint_health: dict[str, dict[str, str]]
     """Cluster key → endpoint key → ejected | unhealthy; what is not named is healthy."""
+    cluster_sizes: dict[str, int]
+    """Cluster key → number of endpoints known now, DNS answers included."""
     supervisor_pid: int | None = None
 
     def processes(self) -> list[tuple[str, int]]:
