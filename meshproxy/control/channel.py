@@ -22,6 +22,7 @@ from time import perf_counter
 from meshproxy.control.messages import (
     Begin,
     Commit,
+    Health,
     Hello,
     PutCluster,
     PutListener,
@@ -40,6 +41,8 @@ SLICE_S = 0.001
 0.7 ms, so a turn stays below 2 ms."""
 MAX_PENDING_BYTES = 1 << 20
 """A worker whose control process does not read drops reports above this instead of growing."""
+
+_ENDS = {"eject": "restore", "unhealthy": "healthy", "suspect": "clear"}
 
 NOTHING = object()
 """What `Decoder.next` returns while the next message is incomplete (None is a possible message)."""
@@ -105,6 +108,7 @@ class WorkerChannel:
         "_out",
         "_out_bytes",
         "_stream",
+        "_verdicts",
         "dropped",
     )
 
@@ -122,6 +126,8 @@ class WorkerChannel:
         self._stream: socket.socket | None = None
         self._known: set[tuple[str, str]] = set()
         self._named: set[tuple[str, str]] | None = None
+        self._verdicts: set[tuple[str, str, str]] = set()
+        """What would end each verdict that stands: (cluster key, endpoint key, restore | healthy | clear)."""
         self._closed = False
         self.dropped = 0
         """Messages not sent because the control process was away or did not read."""
@@ -260,6 +266,14 @@ class WorkerChannel:
             self._name("workload", message.workload.id)
         elif isinstance(message, Remove):
             self._known.discard((message.kind, message.name))
+            if message.kind == "cluster" and self._verdicts:
+                self._verdicts = {verdict for verdict in self._verdicts if verdict[0] != message.name}
+        elif isinstance(message, Health):
+            for cluster, endpoint, word in message.verdicts:
+                if word in _ENDS:
+                    self._verdicts.add((cluster, endpoint, _ENDS[word]))
+                else:
+                    self._verdicts.discard((cluster, endpoint, word))
         elif isinstance(message, Begin):
             self._named = set() if message.replaces_all else None
         elif isinstance(message, Commit) and self._named is not None:
@@ -268,7 +282,14 @@ class WorkerChannel:
             self._known -= unnamed
             for kind, name in sorted(unnamed):
                 self._on_message(Remove(kind, name), None)
+            self._forget_verdicts()
         self._on_message(message, None)
+
+    def _forget_verdicts(self) -> None:
+        """A new control process starts without verdicts and would never take back those of the one before."""
+        ends, self._verdicts = tuple(sorted(self._verdicts)), set()
+        if ends:
+            self._on_message(Health(ends), None)
 
     def _name(self, kind: str, name: str) -> None:
         self._known.add((kind, name))

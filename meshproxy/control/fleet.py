@@ -7,6 +7,7 @@ Leaves to others: framing (control.channel), starting and replacing workers (wor
 import asyncio
 import logging
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -52,10 +53,10 @@ class WorkerHandle:
 
     __slots__ = ("applied", "channel", "pid", "sent_at", "slot", "snapshot", "started_at", "waits_for")
 
-    def __init__(self, slot: int, pid: int, now: float) -> None:
+    def __init__(self, slot: int, pid: int) -> None:
         self.slot = slot
         self.pid = pid
-        self.started_at = now
+        self.started_at = time.time()
         self.channel: ControlChannel | None = None
         self.snapshot: Snapshot | None = None
         self.sent_at = 0.0
@@ -98,7 +99,7 @@ class Fleet:
     def attach(self, slot: int, pid: int, sock: socket.socket) -> None:
         """A worker runs in this slot (a new one, or one that outlived the control process before this)."""
         self.detach(slot)
-        worker = WorkerHandle(slot, pid, self._loop.time())
+        worker = WorkerHandle(slot, pid)
         self.workers[slot] = worker
         worker.channel = ControlChannel(
             sock,

@@ -37,9 +37,10 @@ from meshproxy.control.store import ResourceStore
 from meshproxy.discovery.files import FilesProvider
 from meshproxy.errors import ConfigError
 from meshproxy.model.address import SocketAddress
-from meshproxy.resources.problems import ConfigProblem
+from meshproxy.resources.problems import ConfigProblem, Severity
 from meshproxy.snapshot.snapshot import Snapshot
 from meshproxy.snapshot.translate import ProxyContext
+from meshproxy.telemetry.process_state import DRAINING, INITIALIZING, LIVE, ControlCounters, ProcessState, WorkerInfo
 
 _log = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ class Control:
         self.is_draining = False
         self._is_announced = False
         self._first_failure: str | None = None
-        self.worker_restarts = 0
+        self.counters = ControlCounters()
         self.log_level = settings.log_level
         self.sockets = ListeningSockets(
             settings.workers, self._keep_socket, self._drop_socket, [item for item in adopted if item[1] != _OWN_SLOT]
@@ -93,6 +94,7 @@ class Control:
             ),
             self.sockets,
             self.fleet,
+            self.counters,
             self._on_published,
         )
         self._files = FilesProvider(settings.config_paths, settings.namespace)
@@ -115,38 +117,35 @@ class Control:
         """Every worker routes by a snapshot, and nothing is being drained."""
         return self._is_announced and not self.is_draining and bool(self.fleet.workers)
 
-    def state(self) -> dict[str, Any]:
-        """The process in JSON-like values, for /server_info and the meshproxy_* metrics."""
-        workers = []
-        for slot, worker in sorted(self.fleet.workers.items()):
-            applied = worker.applied
-            workers.append(
-                {
-                    "slot": slot,
-                    "pid": worker.pid,
-                    "version": applied.version if applied else None,
-                    "stall_s": applied.stall_s if applied else None,
-                    "apply_s": applied.total_s if applied else None,
-                }
-            )
-        return {
-            "state": "DRAINING" if self.is_draining else "LIVE" if self.is_ready else "INITIALIZING",
-            "pid": os.getpid(),
-            "supervisor_pid": os.getppid(),
-            "started_at": self.started_at,
-            "uptime_s": time.time() - self.started_at,
-            "version": self.snapshot.version,
-            "node_id": self.settings.node_id,
-            "locality": str(self.settings.locality),
-            "log_level": self.log_level,
-            "workers": workers,
-            "workers_wanted": self.settings.workers,
-            "worker_restarts": self.worker_restarts,
-            "snapshots_published": self.publisher.published_count,
-            "translate_failures": self.publisher.failed_count,
-            "translate_s": self.publisher.last_translate_s,
-            "listeners_not_bound": dict(self.publisher.bind_failures),
-        }
+    def state(self) -> ProcessState:
+        """This moment, for /metrics and the admin views."""
+        warnings = sum(problem.severity is Severity.WARNING for problem in self.problems)
+        return ProcessState(
+            now=time.time(),
+            state=DRAINING if self.is_draining else LIVE if self.is_ready else INITIALIZING,
+            started_at=self.started_at,
+            snapshot=self.snapshot,
+            counters=self.counters,
+            workers=[self._worker_info(worker) for _, worker in sorted(self.fleet.workers.items())],
+            certificates=[],
+            warnings=warnings,
+            errors=len(self.problems) - warnings + len(self.publisher.bind_failures),
+            endpoint_health={},
+            cluster_sizes={
+                key: sum(len(group.endpoints) for group in self.fleet.localities_of(cluster))
+                for key, cluster in self.snapshot.clusters.items()
+            },
+            supervisor_pid=os.getppid(),
+        )
+
+    def _worker_info(self, worker: WorkerHandle) -> WorkerInfo:
+        info = WorkerInfo(slot=worker.slot, pid=worker.pid, started_at=worker.started_at, is_draining=self.is_draining)
+        if worker.applied is not None:
+            info.version = worker.applied.version
+            info.apply_stall_s = worker.applied.stall_s
+            info.apply_total_s = worker.applied.total_s
+            info.problems = worker.applied.problems
+        return info
 
     async def ask_workers(self, what: str) -> list[Any]:
         """One answer per worker that answers within a second."""
@@ -258,7 +257,7 @@ class Control:
                 self.fleet.broadcast(SetLogLevel(self.log_level))
         elif isinstance(message, WorkerEnded):
             if not self.is_draining:
-                self.worker_restarts += 1
+                self.counters.worker_restarts += 1
             worker = self.fleet.workers.get(message.slot)
             if worker is not None and worker.pid == message.pid:
                 self.fleet.detach(message.slot)
@@ -282,6 +281,8 @@ class Control:
         self._tidy = self._loop.call_later(_TIDY_AFTER_S, _give_memory_back)
 
     def _on_applied(self, worker: WorkerHandle) -> None:
+        if self.fleet.is_up_to_date:
+            self.publisher.in_effect()
         if not self._is_announced and self.fleet.is_up_to_date and len(self.fleet.workers) == self.settings.workers:
             self._is_announced = True
             self._tell_supervisor(Running())

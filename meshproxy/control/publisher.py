@@ -6,6 +6,7 @@ Leaves to others: the meaning (snapshot.translate), the workers (control.fleet).
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from time import perf_counter
@@ -18,6 +19,7 @@ from meshproxy.model.listener import Listener
 from meshproxy.resources.problems import ConfigProblem, Severity
 from meshproxy.snapshot.snapshot import EMPTY_SNAPSHOT, Snapshot
 from meshproxy.snapshot.translate import ProxyContext, translate
+from meshproxy.telemetry.process_state import ControlCounters
 
 _log = logging.getLogger(__name__)
 
@@ -36,12 +38,14 @@ class Publisher:
         context: ProxyContext,
         sockets: ListeningSockets,
         fleet: Fleet,
+        counters: ControlCounters,
         on_published: Callable[[Snapshot], None] = lambda _: None,
     ) -> None:
         self._store = store
         self._context = context
         self._sockets = sockets
         self._fleet = fleet
+        self._counters = counters
         self._on_published = on_published
         self._due = asyncio.Event()
         self._logged: frozenset[str] = frozenset()
@@ -51,9 +55,8 @@ class Publisher:
         self.problems: list[ConfigProblem] = []
         self.bind_failures: dict[str, str] = {}
         """Listener name → one sentence, for those that are not up."""
-        self.published_count = 0
-        self.failed_count = 0
-        self.last_translate_s = 0.0
+        self._noticed_at = 0.0
+        """Monotonic seconds: when the change now on its way was noticed; 0.0: none is."""
 
     @property
     def snapshot(self) -> Snapshot:
@@ -61,7 +64,14 @@ class Publisher:
 
     def changed(self) -> None:
         """Something changed: publish after a moment in which more may change."""
+        self._noticed_at = self._noticed_at or perf_counter()
         self._due.set()
+
+    def in_effect(self) -> None:
+        """Every worker routes by the current snapshot."""
+        if self._noticed_at and not self._due.is_set():
+            self._counters.reload_duration_s = perf_counter() - self._noticed_at
+            self._noticed_at = 0.0
 
     def stop(self) -> None:
         """Draining: listeners stay closed whatever the files say from now on."""
@@ -87,29 +97,35 @@ class Publisher:
             else:
                 translated, problems = translate(resources, self._context, previous)
         except Exception:
-            self.failed_count += 1
+            self._counters.reloads_rejected += 1
             _log.exception("translating the configuration failed; the previous one stays in effect")
             return
-        self.last_translate_s = perf_counter() - started
+        took_s = perf_counter() - started
         self._translated = translated
         self.problems = [*self._store.problems(), *problems]
         self._log_problems()
-        self._send(translated)
+        if any(problem.severity is Severity.ERROR for problem in self.problems):
+            self._counters.reloads_rejected += 1
+        else:
+            self._counters.reloads_applied += 1
+        self._send(translated, took_s)
 
-    def _send(self, translated: Snapshot) -> None:
+    def _send(self, translated: Snapshot, took_s: float) -> None:
         wanted = {_address_of(listener) for listener in translated.listeners.values()}
         before = self._fleet.current
         snapshot = self._with_bound_listeners(translated)
         if before is EMPTY_SNAPSHOT or snapshot != before:
             self._fleet.publish(snapshot)
-            self.published_count += 1
+            self._counters.published_at = time.time()
             _log.info(
                 "snapshot %s: %d listeners, %d clusters, translated in %.1f ms",
                 snapshot.version,
                 len(snapshot.listeners),
                 len(snapshot.clusters),
-                self.last_translate_s * 1000,
+                took_s * 1000,
             )
+        else:
+            self._noticed_at = 0.0
         for address in self._sockets.addresses - wanted:
             self._sockets.close(address)
         self._on_published(snapshot)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshproxy.control.channel import NOTHING, ControlChannel, Decoder, WorkerChannel, encode
-from meshproxy.control.messages import Begin, Commit, Hello, PutEndpoints, PutListener, PutWorkload, Remove
+from meshproxy.control.messages import Begin, Commit, Health, Hello, PutEndpoints, PutListener, PutWorkload, Remove
 from meshproxy.errors import LocalProtocolError
 from meshproxy.model.cluster import Protocol
 from meshproxy.model.endpoint import Endpoint, LocalityEndpoints
@@ -239,3 +239,19 @@ async def test_the_end_of_the_link_is_the_end() -> None:
         async with asyncio.timeout(5):
             await receiver.closed.wait()
         sender.channel.close()
+
+
+async def test_verdicts_end_with_the_control_process_that_gave_them() -> None:
+    with link() as (receiver, supervisor):
+        first = connect(supervisor)
+        first.channel.send(Health((("a", "10.0.0.1:80", "eject"), ("a", "10.0.0.2:80", "suspect"))))
+        first.channel.send(Health((("a", "10.0.0.3:80", "unhealthy"), ("a", "10.0.0.2:80", "clear"))))
+        await receiver.until(2)
+        first.channel.close()
+        second = connect(supervisor)
+        second.channel.send(Begin("1", replaces_all=True))
+        second.channel.send(Commit("1"))
+        messages = await receiver.until(5)
+        assert messages[3] == Health((("a", "10.0.0.1:80", "restore"), ("a", "10.0.0.3:80", "healthy")))
+        assert messages[4] == Commit("1")
+        second.channel.close()
