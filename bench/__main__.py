@@ -1,7 +1,10 @@
 """python -m bench [CASE…]: run the cases, print the figures."""
 
 import argparse
+import importlib.util
 import json
+import os
+import shutil
 import signal
 import sys
 from collections.abc import Sequence
@@ -38,11 +41,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"no such case: {', '.join(unknown)} (see --list)")
     if options.rounds < 1 or options.seconds < 1:
         parser.error("--rounds and --seconds must be at least 1")
+    needed, absent = _missing_programs()
+    if needed:
+        say(f"bench: {' and '.join(needed)} not installed; `make bench` installs what is missing")
+        return 1
+    for name in sorted(absent):
+        say(f"bench: {name} is not installed, so its rows are left out; `make bench` installs it")
     settings = Settings(
         rounds=options.rounds,
         seconds=options.seconds,
         contenders=frozenset(filter(None, options.contenders.split(","))),
         pinning=options.pinning,
+        absent=absent,
     )
     signal.signal(signal.SIGTERM, _end)
     outcomes: list[Outcome] = []
@@ -71,6 +81,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(report.markdown(document) if options.markdown else _text(outcomes))
     missed = any(not figure.keeps_budget for outcome in outcomes for figure in outcome.figures)
     return 1 if failed or (options.check and missed) else 0
+
+
+def _missing_programs() -> tuple[list[str], frozenset[str]]:
+    """(what no case can do without, contenders that can be left out)."""
+    path = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin"))
+    needed = [name for name in ("nginx", "wrk") if shutil.which(name, path=path) is None]
+    absent = {"haproxy"} if shutil.which("haproxy", path=path) is None else set()
+    if importlib.util.find_spec("envoy") is None:
+        absent.add("envoy")
+    return needed, frozenset(absent)
 
 
 def _text(outcomes: Sequence[Outcome]) -> str:

@@ -21,9 +21,13 @@ class Settings:
     """Only these take part; empty: all."""
     pinning: str | None = None
     """Overrides the pinning each case was written for."""
+    absent: frozenset[str] = frozenset()
+    """Contenders whose program is not installed."""
 
     def wants(self, name: str) -> bool:
-        return not self.contenders or name in self.contenders
+        """Whether it takes part; a pair of Envoys is named envoy-pair-…, and `envoy` stands for all of them."""
+        family = name.partition("-")[0]
+        return family not in self.absent and (not self.contenders or bool({name, family} & self.contenders))
 
     def pinned(self, default: str) -> Pinning:
         return PINNINGS[self.pinning or default]
@@ -165,6 +169,11 @@ def compare(
         failed = sum(sample.failed for sample in samples[contender.name])
         if failed:
             outcome.notes.append(f"{contender.name}: {failed} requests failed")
+        busy = outcome.median(contender.name, "load_core_busy")
+        if contender.groups and busy is not None and busy > 0.97:
+            outcome.notes.append(
+                f"{contender.name}: the load generator's core was the limit; CPU per request tells the proxies apart"
+            )
     base = outcome.median(DIRECT, "p50_us")
     if base is not None:
         base_p99 = outcome.median(DIRECT, "p99_us") or 0.0

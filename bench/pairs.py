@@ -19,7 +19,7 @@ def _pairs(settings: Settings, workspace: Workspace) -> list[Contender]:
     if settings.wants(DIRECT):
         contenders.append(Contender(DIRECT, Target(source.address, source.port, ECHO_HOST)))
     for name, inside in ((ENVOY_H1, "h1"), (ENVOY_H2, "h2")):
-        if settings.wants(name) or settings.wants("envoy"):
+        if settings.wants(name):
             server, inner = envoy.inbound_http(workspace, source.port, tls=(issued, _SERVER))
             client, port = envoy.outbound_http(
                 workspace, [_behind(inner)], tls=(issued, _CLIENT, _SERVER), inside=inside
@@ -90,7 +90,7 @@ def tcp_pair_c32(settings: Settings, outcome: Outcome) -> None:
         contenders = []
         if settings.wants(DIRECT):
             contenders.append(Contender(DIRECT, Target(source.address, source.port, ECHO_HOST)))
-        if settings.wants(ENVOY_TCP) or settings.wants("envoy"):
+        if settings.wants(ENVOY_TCP):
             server, inner = envoy.inbound_tcp(workspace, source.port, tls=(issued, _SERVER))
             client, port = envoy.outbound_tcp(workspace, _behind(inner), tls=(issued, _CLIENT, _SERVER))
             contenders.append(Contender(ENVOY_TCP, Target("127.0.0.1", port, ECHO_HOST), (client, server)))
