@@ -33,11 +33,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def run_control(
-    settings: Settings, link: socket.socket, adopted: list[tuple[SocketAddress, int, socket.socket]]
+    settings: Settings,
+    link: socket.socket,
+    adopted: list[tuple[SocketAddress, int, socket.socket]],
+    last_good: int | None,
 ) -> int:
     from meshproxy.control import process
 
-    return process.run_control(settings, link, adopted, serve_admin)
+    return process.run_control(settings, link, adopted, last_good, serve_admin)
 
 
 async def serve_admin(control: "Control", sockets: Mapping[str, socket.socket]) -> object:

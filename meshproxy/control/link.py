@@ -61,6 +61,11 @@ class DropSocket:
 
 
 @dataclass(slots=True)
+class KeepLastGood:
+    """A memfd with the last good resources rides along (control.store); replaces the one kept before."""
+
+
+@dataclass(slots=True)
 class Notify:
     """For the service manager, which listens to the supervisor only: sd_notify(3) text, e.g. READY=1."""
 

@@ -21,6 +21,7 @@ from meshproxy.control.fleet import Fleet, WorkerHandle
 from meshproxy.control.link import (
     DrainAll,
     DropSocket,
+    KeepLastGood,
     KeepSocket,
     Notify,
     Quit,
@@ -61,6 +62,7 @@ class Control:
         settings: Settings,
         link: socket.socket,
         adopted: Iterable[Adopted],
+        last_good: int | None,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self.settings = settings
@@ -97,7 +99,9 @@ class Control:
             self.counters,
             self._on_published,
         )
-        self._files = FilesProvider(settings.config_paths, settings.namespace)
+        if last_good is not None:
+            self.store.restore(_contents(last_good))
+        self._files = FilesProvider(settings.config_paths, settings.namespace, self.store.sources())
         self._tidy: asyncio.TimerHandle | None = None
         self._stopped = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -278,7 +282,18 @@ class Control:
             self._stopped.set()
         if self._tidy is not None:
             self._tidy.cancel()
-        self._tidy = self._loop.call_later(_TIDY_AFTER_S, _give_memory_back)
+        self._tidy = self._loop.call_later(_TIDY_AFTER_S, self._tidy_up)
+
+    def _tidy_up(self) -> None:
+        """A while after the last change: leave the resources with the supervisor, and give memory back."""
+        self._tidy = None
+        descriptor = os.memfd_create("meshproxy-last-good")
+        try:
+            os.write(descriptor, self.store.dump())
+            self._tell_supervisor(KeepLastGood(), descriptor)
+        finally:
+            os.close(descriptor)
+        _give_memory_back()
 
     def _on_applied(self, worker: WorkerHandle) -> None:
         if self.fleet.is_up_to_date:
@@ -307,19 +322,28 @@ class Control:
             self._stopped.set()  # the supervisor is gone, and we go with it
 
 
-def run_control(settings: Settings, link: socket.socket, adopted: list[Adopted], serve_admin: ServeAdmin) -> int:
+def run_control(
+    settings: Settings, link: socket.socket, adopted: list[Adopted], last_good: int | None, serve_admin: ServeAdmin
+) -> int:
     """The control process's main, after the fork. Exit status; a startup fault is one sentence and 1."""
     log.configure("control", settings.log_level)
     try:
         with asyncio.Runner() as runner:
-            return runner.run(_run(settings, link, adopted, serve_admin))
+            return runner.run(_run(settings, link, adopted, last_good, serve_admin))
     except ConfigError as error:
         _log.error("%s", error)
         return 1
 
 
-async def _run(settings: Settings, link: socket.socket, adopted: list[Adopted], serve_admin: ServeAdmin) -> int:
-    return await Control(settings, link, adopted, asyncio.get_running_loop()).run(serve_admin)
+async def _run(
+    settings: Settings, link: socket.socket, adopted: list[Adopted], last_good: int | None, serve_admin: ServeAdmin
+) -> int:
+    return await Control(settings, link, adopted, last_good, asyncio.get_running_loop()).run(serve_admin)
+
+
+def _contents(descriptor: int) -> bytes:
+    """Of a memfd; read by offset, for its position is shared with the supervisor's."""
+    return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
 
 
 def _give_memory_back() -> None:

@@ -4,6 +4,8 @@ Decides: what survives a broken, unreadable or vanished document. Leaves to othe
 (snapshot.translate). Does no IO.
 """
 
+import pickle
+import zlib
 from collections.abc import Callable, Sequence
 
 from meshproxy.discovery.provider import Document, Update
@@ -53,6 +55,17 @@ class ResourceStore:
                     found.append(_claimed_twice(claimed[key], resource))
                 claimed[key] = resource
         return found
+
+    def dump(self) -> bytes:
+        """Everything held, for a control process that replaces this one while the files are broken."""
+        return zlib.compress(pickle.dumps(self._held, pickle.HIGHEST_PROTOCOL), 1)
+
+    def restore(self, dumped: bytes) -> None:
+        """Take what `dump` gave in an earlier process of ours; the documents as they are now are applied over it."""
+        self._held = pickle.loads(zlib.decompress(dumped))
+
+    def sources(self) -> frozenset[str]:
+        return frozenset(self._held)
 
     def _replace(self, document: Document) -> bool:
         held = self._held.get(document.source, {})

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from meshproxy.discovery.provider import Document, ResourceSink, Update
@@ -44,9 +44,11 @@ class FilesProvider:
     vanishes from a directory takes its resources with it.
     """
 
-    def __init__(self, paths: Sequence[str], default_namespace: str = "default") -> None:
+    def __init__(self, paths: Sequence[str], default_namespace: str = "default", known: Iterable[str] = ()) -> None:
+        """known: documents an earlier process reported; those that are not there any more are reported as gone."""
         self._paths = tuple(paths)
         self._default_namespace = default_namespace
+        self._known = frozenset(known)
         self._stamps: dict[str, _Stamp | None] = {}
         """What was last read of each file; None: it could not be read."""
         self._roots: dict[str, str] = {}
@@ -78,6 +80,8 @@ class FilesProvider:
     async def _look_once(self, sink: ResourceSink, loop: asyncio.AbstractEventLoop, is_first: bool = False) -> None:
         try:
             texts, gone = self._changes(loop.time(), is_first)
+            if is_first:
+                gone = self._known_and_gone()
             if sum(len(text.data) for text in texts) > _THREAD_ABOVE_BYTES:
                 documents = await asyncio.to_thread(self._parse, texts)
             else:
@@ -131,6 +135,19 @@ class FilesProvider:
                 texts.append(_Text(root, None, why_not="no such file or directory"))
         gone = self._gone(found, absent_roots, now)
         return texts, gone
+
+    def _known_and_gone(self) -> list[str]:
+        """Of what an earlier process reported; below a `-c` path that is not there now it may still come back."""
+        gone = []
+        for path in self._known - self._stamps.keys():
+            roots = [root for root in self._paths if path == root or path.startswith(root.rstrip("/") + "/")]
+            absent = [root for root in roots if self._stamps.get(root, ()) is None]
+            if absent:
+                self._stamps[path] = None
+                self._roots[path] = absent[0]
+            else:
+                gone.append(path)
+        return gone
 
     def _gone(self, found: set[str], absent_roots: set[str], now: float) -> list[str]:
         assert self._watch is not None

@@ -25,6 +25,7 @@ from meshproxy.control import link, log
 from meshproxy.control.link import (
     DrainAll,
     DropSocket,
+    KeepLastGood,
     KeepSocket,
     Notify,
     Quit,
@@ -40,7 +41,8 @@ _log = logging.getLogger(__name__)
 
 RunWorker = Callable[[socket.socket, int], None]
 """(link to the supervisor, slot): the worker's main. See control.channel.WorkerChannel."""
-RunControl = Callable[[Settings, socket.socket, list[tuple[SocketAddress, int, socket.socket]]], int]
+RunControl = Callable[[Settings, socket.socket, list[tuple[SocketAddress, int, socket.socket]], int | None], int]
+"""(settings, link to the supervisor, sockets kept, memfd of the last good resources or None) → exit status."""
 
 _SHORT_LIFE_S = 1.0
 _MAX_PAUSE_S = 10.0
@@ -93,6 +95,7 @@ class Supervisor:
         self._workers = [_Child(f"worker-{slot}") for slot in range(settings.workers)]
         self._kept: dict[SocketAddress, dict[int, socket.socket]] = {}
         self._wake_read, self._wake_write = socket.socketpair()
+        self._last_good: int | None = None
         self._is_running = False
         self._drain_until: float | None = None
         self._status = 0
@@ -133,8 +136,8 @@ class Supervisor:
         kept = [(address, slot, sock) for address, by_slot in self._kept.items() for slot, sock in by_slot.items()]
 
         def run() -> int:
-            self._close_all_but(theirs, *(sock for _, _, sock in kept))
-            return self._run_control(self._settings, theirs, kept)
+            self._close_all_but(theirs, *(sock for _, _, sock in kept), keeps_last_good=True)
+            return self._run_control(self._settings, theirs, kept, self._last_good)
 
         self._control.pid = self._fork("control", run)
         self._control.started_at = monotonic()
@@ -195,13 +198,15 @@ class Supervisor:
             sys.stdout.flush()
             os._exit(status)
 
-    def _close_all_but(self, *keep: socket.socket) -> None:
+    def _close_all_but(self, *keep: socket.socket, keeps_last_good: bool = False) -> None:
         """In a child: let go of everything of ours, so that a socket ends when its owner ends."""
         own = [self._wake_read, self._wake_write, self._control.link, *(worker.link for worker in self._workers)]
         own.extend(sock for by_slot in self._kept.values() for sock in by_slot.values())
         for sock in own:
             if sock is not None and sock not in keep:
                 sock.close()
+        if self._last_good is not None and not keeps_last_good:
+            os.close(self._last_good)
         for child in (self._control, *self._workers):
             for _, descriptor in child.pending:
                 if descriptor is not None:
@@ -340,6 +345,10 @@ class Supervisor:
         elif isinstance(message, DropSocket):
             for sock in self._kept.pop(SocketAddress(message.address, message.port), {}).values():
                 sock.close()
+        elif isinstance(message, KeepLastGood):
+            if self._last_good is not None:
+                os.close(self._last_good)
+            self._last_good = descriptor
         elif isinstance(message, Notify):
             _notify_service_manager(message.state)
         elif isinstance(message, Running):
