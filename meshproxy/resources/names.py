@@ -190,7 +190,11 @@ def label_key(text: str) -> str | None:
 
 
 def label_value(text: str) -> str | None:
-    return None if _LABEL_VALUE.fullmatch(text) else f"{_quoted(text)} is not a label value (A-Z, a-z, 0-9, -, _, .; at most 63)"
+    return (
+        None
+        if _LABEL_VALUE.fullmatch(text)
+        else f"{_quoted(text)} is not a label value (A-Z, a-z, 0-9, -, _, .; at most 63)"
+    )
 
 
 def selector_value(text: str) -> str | None:

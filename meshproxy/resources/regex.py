@@ -179,16 +179,20 @@ def _repeat(argument: Any, depth: int) -> _Shape:
     low, high, body = argument
     shape = _walk(body, depth + 1)
     is_open = high is op.MAXREPEAT
-    if not is_open and high > _MAX_REPEAT or low > _MAX_REPEAT:
+    if (not is_open and high > _MAX_REPEAT) or low > _MAX_REPEAT:
         raise _Unsafe(f"RE2 repeats at most {_MAX_REPEAT} times")
     repeats_itself = is_open or high > 1
     if repeats_itself:
         if shape.can_be_empty and is_open:
-            raise _Unsafe("it repeats something that can be empty without bound, as in (a*)*, which can take exponential time")
+            raise _Unsafe(
+                "it repeats something that can be empty without bound, as in (a*)*, which can take exponential time"
+            )
         if shape.has_open_repeat and (is_open or high > 2) and _is_ambiguous(body, shape):
             raise _Unsafe("it repeats a repeat without bound, as in (a+)+, which can take exponential time")
         if (is_open or high > 10) and _has_overlapping_branches(body, depth):
-            raise _Unsafe("it repeats alternatives that can match the same text, as in (a|a)*, which can take exponential time")
+            raise _Unsafe(
+                "it repeats alternatives that can match the same text, as in (a|a)*, which can take exponential time"
+            )
     size = shape.size * (max(low, 1) if is_open else max(high, 1))
     return _Shape(shape.first, shape.holds, shape.can_be_empty or low == 0, size, is_open or shape.has_open_repeat)
 
@@ -232,7 +236,9 @@ def _has_overlapping_branches(body: Any, depth: int) -> bool:
         if code is op.BRANCH:
             shapes = [_walk(branch, depth + 1) for branch in argument[1]]
             for at, shape in enumerate(shapes):
-                if any(shape.first.meets(other.first) for other in shapes[:at]) and not _are_distinct_words(argument[1]):
+                if any(shape.first.meets(other.first) for other in shapes[:at]) and not _are_distinct_words(
+                    argument[1]
+                ):
                     return True
         if code in _REPEATS and argument[0] != argument[1]:
             # a? a, or a{1,3}: what follows (or the next round) may begin with what the optional part holds.

@@ -470,7 +470,9 @@ class Struct(Field):
             return
         hint = did_you_mean(key, self._fields)
         if self._is_strict:
-            reading.error((at, key), f"unknown field{hint}", f"{REFUSED}, because this field may be the one that protects")
+            reading.error(
+                (at, key), f"unknown field{hint}", f"{REFUSED}, because this field may be the one that protects"
+            )
         else:
             reading.warn((at, key), f"unknown field{hint}")
 
