@@ -12,7 +12,9 @@ from meshproxy.errors import ConfigError
 def add_parser(subparsers: Any) -> None:
     # The harness parses its own arguments. With no prefix character every argument is positional here, so that
     # `--rounds 5` and `--help` pass through untouched.
-    parser = subparsers.add_parser("bench", help="measure the proxy beside Envoy and HAProxy", add_help=False, prefix_chars="\0")
+    parser = subparsers.add_parser(
+        "bench", help="measure the proxy beside Envoy and HAProxy", add_help=False, prefix_chars="\0"
+    )
     parser.add_argument("arguments", nargs=argparse.REMAINDER)
     parser.set_defaults(run=run)
 
@@ -24,5 +26,8 @@ def run(arguments: argparse.Namespace) -> int:
             "bench: the harness is part of the source checkout, not of the installed package; run it from there "
             "with `make bench`"
         )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(checkout), os.environ.get("PYTHONPATH"))))}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(checkout), os.environ.get("PYTHONPATH")))),
+    }
     os.execve(sys.executable, [sys.executable, "-m", "bench", *arguments.arguments], environment)
