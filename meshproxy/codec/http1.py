@@ -156,6 +156,11 @@ def replace_host(block: bytes, authority: bytes) -> bytes:
     return b"\r\nhost: " + authority + _HOST_FIELD.sub(b"", block)
 
 
+def without_field(block: bytes, name: bytes) -> bytes:
+    """The block without any field called `name` (lower-case)."""
+    return re.sub(rb"(?i)\r\n" + re.escape(name) + rb":[^\r]*", b"", block)
+
+
 def request_head(data: bytes, at: int = 0) -> RequestHead | None:
     """The request head that starts at `at`; None while it is not complete.
 
@@ -292,7 +297,7 @@ def _without_nominated(block: bytes, options: list[bytes], where: str, status: i
             continue
         if option in _NEVER_NOMINATED:
             raise RemoteProtocolError(f"{where}.invalid_connection_option", status)
-        block = re.sub(rb"(?i)\r\n" + re.escape(option) + rb":[^\r]*", b"", block)
+        block = without_field(block, option)
     return block
 
 

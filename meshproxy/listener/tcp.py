@@ -22,7 +22,8 @@ from meshproxy.model.listener import Listener, MtlsMode, ServerTlsMode, TcpRoute
 from meshproxy.proxy.downstream_h1 import DownstreamConnection
 from meshproxy.proxy.listener_runtime import ListenerRuntime, PeerContext
 from meshproxy.proxy.tcp_session import TcpSession
-from meshproxy.tls.client_hello import parse_client_hello
+from meshproxy.tls.client_hello import ClientHello, Verdict, parse_client_hello
+from meshproxy.tls.transport import HandshakeError, accept_tls
 from meshproxy.upstream.worker_state import NEVER
 
 log = logging.getLogger(__name__)
@@ -126,9 +127,9 @@ class TcpListener:
     def _on_client_hello(self, connection: socket.socket, first: bytes, is_late: bool) -> bool:
         """TLS passthrough: the server name chooses the cluster; TLS itself is not ours to end."""
         hello = parse_client_hello(first)
-        if hello is None and not is_late:
+        if hello is Verdict.NEED_MORE and not is_late:
             return False
-        name = hello.server_name if hello else None
+        name = hello.server_name if isinstance(hello, ClientHello) else None
         route = _sni_route(self.runtime.listener, name or "")
         if route is None:
             self.runtime.counters.no_filter_chain_match += 1
@@ -174,13 +175,11 @@ class TcpListener:
             if context is None:
                 await loop.connect_accepted_socket(factory, connection)
             else:
-                await loop.connect_accepted_socket(
-                    factory, connection, ssl=context, ssl_handshake_timeout=TLS_HANDSHAKE_TIMEOUT_S
-                )
+                await accept_tls(factory, connection, context, handshake_timeout_s=TLS_HANDSHAKE_TIMEOUT_S)
                 counters.ssl_handshake += 1
-        except ssl.SSLError as error:
+        except HandshakeError as error:
             counters.ssl_connection_error += 1
-            self.runtime.state.counters.protocol_error(f"tls.{(error.reason or 'handshake_failed').lower()}"[:60])
+            self.runtime.state.counters.protocol_error(error.detail)
             connection.close()
         except (TimeoutError, OSError):
             counters.ssl_connection_error += 1

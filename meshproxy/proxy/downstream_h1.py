@@ -35,6 +35,7 @@ REQUEST_HEADERS_TIMEOUT_S = 10.0
 LINGER_S = 1.0
 """After an error answer: how long the downstream may go on sending before the connection is cut. Closing at once would
 reset the connection and could take the answer with it (RFC 9112 §9.6)."""
+DRAIN_IDLE_S = 1.0
 LARGE_BYTES = 16 * 1024
 """Above this, head and body are written apart: two entries of one writev are cheaper than a copy."""
 
@@ -51,6 +52,7 @@ class DownstreamConnection(asyncio.Protocol):
         "_chunked",
         "_has_eof",
         "_head",
+        "_is_write_paused",
         "_keeps_alive",
         "_look_again_at",
         "_mode",
@@ -79,6 +81,7 @@ class DownstreamConnection(asyncio.Protocol):
         self._chunked: ChunkedReader | None = None
         self._keeps_alive = True
         self._has_eof = False
+        self._is_write_paused = False
         self._look_again_at = 0
         self._pauses = 0
         self._response_body = NO_BODY
@@ -130,14 +133,18 @@ class DownstreamConnection(asyncio.Protocol):
         return self._mode == _BUSY
 
     def pause_writing(self) -> None:
+        self._is_write_paused = True
         connection = self.stream.connection
         if connection is not None:
             connection.pause_reading()
 
     def resume_writing(self) -> None:
+        self._is_write_paused = False
         connection = self.stream.connection
         if connection is not None:
             connection.resume_reading()
+        elif self._mode == _BUSY and not self.stream.is_active:
+            self._take_pending()  # a pipelined request waited for the answers before it to be read
 
     def data_received(self, data: bytes) -> None:
         mode = self._mode
@@ -263,6 +270,7 @@ class DownstreamConnection(asyncio.Protocol):
         self._mode = _LINGER
         if self.transport.is_closing():
             return
+        self.resume_body()
         if self._has_eof or not self.transport.can_write_eof():
             self.transport.close()
             return
@@ -314,6 +322,7 @@ class DownstreamConnection(asyncio.Protocol):
         data = b"HTTP/1.1 %d %b%b%b\r\n\r\n" % (head.status, head.reason or b"", head.block, extra)
         if head.status == 101 or (request.method == b"CONNECT" and head.status < 300):
             self._mode = _TUNNEL
+            self.resume_body()
         if len(body) <= LARGE_BYTES:
             self.transport.write(data + body)
         else:
@@ -387,7 +396,7 @@ class DownstreamConnection(asyncio.Protocol):
             if not self.transport.is_closing():
                 self.transport.resume_reading()
 
-    def stream_done(self) -> None:
+    def stream_done(self, now: float) -> None:
         """The answer is out: wait for the next request, or end the connection."""
         if self._mode == _BODY:
             self._linger()
@@ -401,14 +410,20 @@ class DownstreamConnection(asyncio.Protocol):
         if self._pending:
             # Not from within the call that answered the request before: a client that pipelines thousands of
             # requests would nest as deep.
-            self.listener.state.loop.call_soon(self._take_pending)
             self._mode = _BUSY
+            if not self._is_write_paused:
+                self.listener.state.loop.call_soon(self._take_pending)
             return
         idle_timeout_s = self.listener.listener.idle_timeout_s
-        self.deadline = monotonic() + idle_timeout_s if idle_timeout_s is not None else NEVER
+        self.deadline = now + idle_timeout_s if idle_timeout_s is not None else NEVER
+
+    def take_early_tunnel_data(self) -> bytes:
+        """Bytes that came between an Upgrade offer and its acceptance."""
+        data, self._pending = self._pending, b""
+        return data
 
     def _take_pending(self) -> None:
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self.stream.is_active:
             return
         self._mode = _READY
         data, self._pending = self._pending, b""
@@ -416,10 +431,11 @@ class DownstreamConnection(asyncio.Protocol):
             self._read(data)
 
     def drain(self) -> None:
-        """Say goodbye after the request in flight; at once when there is none."""
+        """Say goodbye with the next answer. An idle connection gets a moment to ask once more: closing it at once would
+        cross a request on its way (RFC 9112 §9.6)."""
         self._keeps_alive = False
         if self._mode == _READY and not self._pending:
-            self.transport.close()
+            self.deadline = min(self.deadline, monotonic() + DRAIN_IDLE_S)
 
     def _count(self, status: int) -> None:
         counters = self.counters

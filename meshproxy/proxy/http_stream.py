@@ -11,7 +11,7 @@ from time import monotonic, time
 from typing import Any, Protocol
 
 from meshproxy.codec.chunked import LAST_CHUNK, chunk, last_chunk
-from meshproxy.codec.http1 import CHUNKED, NO_BODY, RequestHead, ResponseHead, fields, replace_host
+from meshproxy.codec.http1 import CHUNKED, NO_BODY, RequestHead, ResponseHead, fields, replace_host, without_field
 from meshproxy.model.cluster import Cluster
 from meshproxy.model.response_flag import ResponseFlag
 from meshproxy.model.route import RetryPolicy
@@ -50,7 +50,8 @@ class Downstream(Protocol):
     def abort(self) -> None: ...
     def pause_body(self) -> None: ...
     def resume_body(self) -> None: ...
-    def stream_done(self) -> None: ...
+    def stream_done(self, now: float) -> None: ...
+    def take_early_tunnel_data(self) -> bytes: ...
 
 
 class HttpStream:
@@ -130,6 +131,9 @@ class HttpStream:
         listener = self.listener
         listener.counters.downstream_rq_total += 1
 
+        if head.method == b"CONNECT":  # an open door otherwise; tunnels come with their own listener (HBONE)
+            self.reply(local_reply.NO_ROUTE)
+            return
         table = listener.table
         host = table.find(head.authority) if table is not None else None
         if host is None:
@@ -207,7 +211,7 @@ class HttpStream:
     def on_connected(self, connection: UpstreamConnection) -> None:
         """A connection for us: from the pool, or fresh."""
         if not self.is_active or self.connection is not None:
-            connection.release(False)
+            connection.release(False, monotonic())
             return
         self.connection = connection
         head = self.head
@@ -234,8 +238,13 @@ class HttpStream:
         if route.rewrite is not None or route.request_ops is not None or target.request_ops is not None:
             path, block = self._rewritten(head, route, target)
         suffix = self.listener.head_suffix
-        if self.peer.xfcc or head.xfcc:
+        if self.peer.xfcc:
             suffix += self._xfcc(head)
+        if head.forwarded_proto in (b"http", b"https") and not self.listener.is_gateway:
+            # A sidecar believes the hop before it (Envoy with use_remote_address off); an edge does not.
+            suffix = suffix.replace(b"proto: http", b"proto: " + head.forwarded_proto)
+        if self.listener.is_gateway:
+            block = self._forwarded_for(block)
         if self.attempt > 1:
             suffix = suffix.replace(b"x-envoy-attempt-count: 1", b"x-envoy-attempt-count: %d" % self.attempt)
         if not head.has_request_id:
@@ -274,10 +283,17 @@ class HttpStream:
 
     def _xfcc(self, head: RequestHead) -> bytes:
         """Inbound mTLS appends the peer (Istio APPEND_FORWARD); elsewhere what came in is not believed."""
-        if not self.peer.xfcc:
-            return b""
         received = head.xfcc + b"," if head.xfcc else b""
         return b"\r\nx-forwarded-client-cert: " + received + self.peer.xfcc
+
+    def _forwarded_for(self, block: bytes) -> bytes:
+        """An edge appends the address it sees (Envoy use_remote_address)."""
+        name = self.down.transport.get_extra_info("peername")
+        address = name[0].encode() if isinstance(name, tuple) else b"unknown"
+        received = [value for key, value in fields(block) if key == b"x-forwarded-for"]
+        if received:
+            block = without_field(block, b"x-forwarded-for")
+        return block + b"\r\nx-forwarded-for: " + b",".join([*received, address])
 
     def on_request_body(self, data: bytes, is_complete: bool, trailers: bytes = b"") -> None:
         """A piece of the body as it arrived, decoded; is_complete with the last one (which may be empty)."""
@@ -334,7 +350,7 @@ class HttpStream:
         target = self.target
         if route.response_ops is not None or (target is not None and target.response_ops is not None):
             self._rewrite_response(head)
-        if status == 101 or (status < 300 and self.head.method == b"CONNECT"):
+        if status == 101:
             self._start_tunnel(head, extra)
             return
         self.down.send_response(head, extra, body, is_complete)
@@ -430,7 +446,7 @@ class HttpStream:
             return False
         connection, self.connection = self.connection, None
         if connection is not None:
-            connection.release(False)
+            connection.release(False, monotonic())
         self._retry_soon()
         return True
 
@@ -510,9 +526,9 @@ class HttpStream:
         connection = self.connection
         if connection is not None:
             self.connection = None
-            connection.release(self.is_request_complete)
+            connection.release(self.is_request_complete, now)
         self._finish_accounting(now)
-        self.down.stream_done()
+        self.down.stream_done(now)
 
     def _finish_accounting(self, now: float) -> None:
         if not self.is_active:
@@ -555,8 +571,9 @@ class HttpStream:
         self.response_bytes = len(reply.body)
         self.response_started = True
         self.down.send_local_reply(reply, extra)
-        self._finish_accounting(monotonic())
-        self.down.stream_done()
+        now = monotonic()
+        self._finish_accounting(now)
+        self.down.stream_done(now)
 
     def _fail(self, reply: LocalReply) -> None:
         self.reply(reply)
@@ -634,12 +651,16 @@ class HttpStream:
             return
         self.is_tunnel = True
         self.down.send_response(head, extra, b"", False)
-        self.down.deadline = NEVER
+        self.down.deadline = monotonic() + self.idle_timeout_s
         if self.connection is not None:
+            early = self.down.take_early_tunnel_data()
+            if early:
+                self.send_tunnel(early)
             self.connection.start_tunnel()
 
     def on_tunnel_data(self, data: bytes) -> None:
         self.response_bytes += len(data)
+        self.down.deadline = monotonic() + self.idle_timeout_s
         self.down.send_tunnel(data)
 
     def on_upstream_eof(self) -> None:
@@ -648,6 +669,7 @@ class HttpStream:
     def send_tunnel(self, data: bytes) -> None:
         """Bytes from the downstream."""
         self.request_bytes += len(data)
+        self.down.deadline = monotonic() + self.idle_timeout_s
         if self.connection is not None:
             self.connection.transport.write(data)
 

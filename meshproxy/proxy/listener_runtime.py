@@ -5,6 +5,7 @@ A reload that changes routes swaps `table`; a request reads it once and keeps wh
 
 import logging
 import ssl
+from time import time
 from typing import Any
 
 from meshproxy.model.cluster import Cluster
@@ -13,7 +14,7 @@ from meshproxy.model.workload import UNKNOWN_WORKLOAD, WorkloadLabels
 from meshproxy.route.table import CompiledTable
 from meshproxy.telemetry.recorder import HttpSeries, ListenerCounters, TcpSeries, http_labels, tcp_labels
 from meshproxy.tls.context import gateway_context
-from meshproxy.tls.verify import peer_identity, xfcc_element
+from meshproxy.tls.verify import IdentityRefused, peer_identity, xfcc_element
 from meshproxy.upstream.cluster_runtime import EndpointRuntime, WorkloadRuntime
 from meshproxy.upstream.worker_state import WorkerState
 
@@ -48,6 +49,7 @@ class ListenerRuntime:
         "connections",
         "counters",
         "head_suffix",
+        "is_gateway",
         "is_outbound",
         "listener",
         "peer_labels",
@@ -70,6 +72,7 @@ class ListenerRuntime:
         self.workload = workload
         self.state = state
         self.peer_labels = peer_labels
+        self.is_gateway = listener.direction is Direction.GATEWAY
         self.is_outbound = listener.direction is not Direction.INBOUND
         self.counters: ListenerCounters = state.recorder.listener(listener.name)
         self.connections: set[Any] = set()
@@ -123,20 +126,21 @@ class ListenerRuntime:
             return self.plain_peer
         tls = self.listener.tls
         certificate = ssl_object.getpeercert()
+        der = ssl_object.getpeercert(True)
         if tls is not None and tls.mode is not ServerTlsMode.ISTIO_MUTUAL:
             if not certificate:
                 return self.plain_peer
-            return self.peer("", xfcc_element("", ssl_object.getpeercert(True), certificate))
+            return self.peer("", xfcc_element("", der, certificate))
         own = self.workload.workload
         try:
-            identity = peer_identity(certificate, own.trust_domain)
-        except ValueError as refusal:
+            identity = peer_identity(certificate, own.trust_domain, der=der, now=time())
+        except IdentityRefused as refusal:
             self.counters.ssl_fail_verify_error += 1
-            self.state.counters.protocol_error("tls.peer_identity_refused")
+            self.state.counters.protocol_error(refusal.detail)
             log.warning("%s: refused a peer: %s", self.listener.name, refusal)
             transport.abort()
             return None
-        return self.peer(str(identity), xfcc_element(str(own.identity), ssl_object.getpeercert(True), certificate))
+        return self.peer(str(identity), xfcc_element(str(own.identity), der, certificate))
 
     def http_series(
         self, peer: PeerContext, endpoint: EndpointRuntime | None, cluster: Cluster | None, status: int, flag: str

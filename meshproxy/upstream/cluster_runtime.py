@@ -18,6 +18,7 @@ from meshproxy.model.response_flag import ResponseFlag
 from meshproxy.model.workload import Workload
 from meshproxy.telemetry.recorder import ClusterCounters
 from meshproxy.tls.context import Bundle, client_context, server_context
+from meshproxy.tls.transport import SessionSlot
 from meshproxy.upstream.connect import ALPN_SERVER, ConnectError, PendingConnect, UpstreamTlsContext, upstream_tls
 from meshproxy.upstream.worker_state import WorkerState
 
@@ -48,6 +49,7 @@ class EndpointRuntime(EndpointState):
         "rq_error",
         "rq_total",
         "series",
+        "session",
         "tls",
     )
 
@@ -67,6 +69,8 @@ class EndpointRuntime(EndpointState):
         self.series: dict[int, Any] = {}
         """Metric series by peer context and status: resolved once, then one dict get per request."""
         self.tls: UpstreamTlsContext | None = None
+        self.session: SessionSlot | None = None
+        """TLS session to resume; made with the first TLS connection."""
 
     def close_idle(self) -> None:
         for connection in self.idle.copy():

@@ -8,13 +8,14 @@ import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
-from time import monotonic
+from time import monotonic, time
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.model.cluster import Cluster, TcpKeepalive, TlsMode
 from meshproxy.model.endpoint import Endpoint
 from meshproxy.tls.context import origination_context
-from meshproxy.tls.verify import check_server
+from meshproxy.tls.transport import SessionSlot, connect_tls
+from meshproxy.tls.verify import check_names, check_server
 
 if TYPE_CHECKING:
     from meshproxy.upstream.cluster_runtime import EndpointRuntime, Waiter, WorkloadRuntime
@@ -46,9 +47,12 @@ class UpstreamTlsContext:
 
     def refuses(self, ssl_object: ssl.SSLObject) -> str | None:
         """Why the peer is not who it must be; None when it is."""
-        if not self.is_mesh:
-            return None  # the context checked the name
-        return check_server(ssl_object.getpeercert(), self.expected_ids, self.trust_domain)
+        if self.is_mesh:
+            der = ssl_object.getpeercert(True)
+            return check_server(ssl_object.getpeercert(), self.expected_ids, self.trust_domain, der=der, now=time())
+        if self.expected_ids:  # else the context checked the host name
+            return check_names(ssl_object.getpeercert(), self.expected_ids)
+        return None
 
 
 def upstream_tls(cluster: Cluster, endpoint: Endpoint, workload: "WorkloadRuntime") -> UpstreamTlsContext | None:
@@ -74,7 +78,7 @@ def upstream_tls(cluster: Cluster, endpoint: Endpoint, workload: "WorkloadRuntim
         context=origination_context(tls, ("http/1.1",) if cluster.protocol.is_http else ()),
         sni=tls.sni or cluster.service_host,
         is_mesh=False,
-        expected_ids=(),
+        expected_ids=tls.subject_alt_names,
         trust_domain="",
     )
 
@@ -117,7 +121,7 @@ class PendingConnect:
         except asyncio.CancelledError:
             error = ConnectError("timeout", "connect timeout")
         except ssl.SSLError as problem:
-            error = ConnectError("tls", f"TLS error: {problem.reason or problem}")
+            error = ConnectError("tls", str(problem))
         except (OSError, ConnectionError) as problem:
             error = ConnectError("refused", problem.strerror or str(problem) or type(problem).__name__)
         except _IdentityRefused as problem:
@@ -145,19 +149,25 @@ class PendingConnect:
         loop = self._state.loop
         where = endpoint.endpoint
         protocol = self._factory(endpoint)
-        arguments: dict[str, Any] = {}
+        transport: Any
         if tls is not None:
-            arguments = {"ssl": tls.context, "server_hostname": tls.sni, "ssl_handshake_timeout": 10.0}
-        if where.address.startswith("/"):
-            transport, _ = await loop.create_unix_connection(lambda: protocol, where.address, **arguments)
+            if endpoint.session is None:
+                endpoint.session = SessionSlot()
+            transport, _ = await connect_tls(
+                lambda: protocol,
+                where.address,
+                where.port,
+                tls.context,
+                server_name=tls.sni,
+                verify=tls.refuses,
+                slot=endpoint.session,
+            )
+        elif where.address.startswith("/"):
+            transport, _ = await loop.create_unix_connection(lambda: protocol, where.address)
         else:
-            transport, _ = await loop.create_connection(lambda: protocol, where.address, where.port, **arguments)
+            transport, _ = await loop.create_connection(lambda: protocol, where.address, where.port)
+        if not where.address.startswith("/"):
             tune(transport.get_extra_info("socket"), endpoint.cluster.cluster.tcp_keepalive)
-        if tls is not None:
-            refusal = tls.refuses(transport.get_extra_info("ssl_object"))
-            if refusal is not None:
-                transport.abort()
-                raise _IdentityRefused(refusal)
         return protocol
 
 

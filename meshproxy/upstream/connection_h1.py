@@ -101,7 +101,7 @@ class UpstreamConnection(asyncio.Protocol):
             if not self.transport.is_closing():
                 self.transport.resume_reading()
 
-    def release(self, may_reuse: bool) -> None:
+    def release(self, may_reuse: bool, now: float) -> None:
         """The stream is done with the connection. Reuse needs a whole request sent and a whole response read."""
         self.stream = None
         endpoint = self.endpoint
@@ -118,7 +118,7 @@ class UpstreamConnection(asyncio.Protocol):
             or endpoint.is_ejected
             or self.transport.is_closing()
             or 0 < cluster.cluster.max_requests_per_connection <= self.requests
-            or (cluster.cluster.max_connection_duration_s or NEVER) <= monotonic() - self._opened_at
+            or (cluster.cluster.max_connection_duration_s or NEVER) <= now - self._opened_at
         ):
             self.close()
             return
@@ -126,7 +126,7 @@ class UpstreamConnection(asyncio.Protocol):
             self.resume_reading()
         idle_timeout_s = cluster.cluster.idle_timeout_s
         if idle_timeout_s is not None:
-            self.deadline = monotonic() + idle_timeout_s
+            self.deadline = now + idle_timeout_s
         if cluster.pending and cluster.hand_over(self):
             return
         endpoint.idle.append(self)

@@ -27,8 +27,8 @@ class Timed(Protocol):
 
 class WorkerState:
     __slots__ = (
-        "_id_at",
-        "_ids",
+        "_id_next",
+        "_id_prefix",
         "_results",
         "access_log",
         "counters",
@@ -57,8 +57,8 @@ class WorkerState:
         self.max_connections = 1 << 30
         self.send_results: Callable[[list[tuple[str, str, int]]], None] = lambda events: None
         self._results: list[tuple[str, str, int]] = []
-        self._ids = ""
-        self._id_at = 0
+        self._id_prefix = b""
+        self._id_next = 0
 
     def report(self, cluster_key: str, endpoint_key: str, code: int) -> None:
         """Tell the outlier detector of one outcome; outcomes of one loop turn travel together."""
@@ -77,14 +77,14 @@ class WorkerState:
             timed.on_deadline(now)
 
     def request_id(self) -> bytes:
-        """A random UUID (version 4). Randomness is drawn 256 ids at a time: one system call per id costs 1 µs."""
-        at = self._id_at
-        if at >= len(self._ids):
-            self._ids = os.urandom(16 * 256).hex()
-            at = 0
-        self._id_at = at + 32
-        ids = self._ids
-        return (
-            f"{ids[at : at + 8]}-{ids[at + 8 : at + 12]}-4{ids[at + 13 : at + 16]}"
-            f"-{'89ab'[int(ids[at + 16], 16) & 3]}{ids[at + 17 : at + 20]}-{ids[at + 20 : at + 32]}"
-        ).encode()
+        """A UUID (version 4): 80 random bits, drawn anew every 1,024 ids, and a count that starts at random.
+
+        Unique, not secret. A whole UUID from the system's randomness costs 1.5 µs; this 0.2.
+        """
+        number = self._id_next
+        if not number & 1023:
+            drawn = os.urandom(16).hex()
+            self._id_prefix = f"{drawn[:8]}-{drawn[8:12]}-4{drawn[13:16]}-a{drawn[17:20]}-".encode()
+            number = int(drawn[20:], 16) & ~1023
+        self._id_next = number + 1
+        return b"%b%012x" % (self._id_prefix, number)
