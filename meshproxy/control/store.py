@@ -87,7 +87,7 @@ def _last_good(missing: Sequence[Resource], problems: Sequence[ConfigProblem]) -
     errors = {problem.resource for problem in problems if problem.severity is Severity.ERROR}
     if "" in errors:
         return list(missing)
-    return [resource for resource in missing if f"{resource.kind} {resource.namespace}/{resource.name}" in errors]
+    return [resource for resource in missing if resource.label in errors]
 
 
 def _claimed_twice(first: Resource, second: Resource) -> ConfigProblem:
@@ -97,7 +97,7 @@ def _claimed_twice(first: Resource, second: Resource) -> ConfigProblem:
         source=path or second.source,
         line=int(line) if line.isdigit() else 0,
         field="metadata.name",
-        resource=f"{second.kind} {second.namespace}/{second.name}",
+        resource=second.label,
         message=f"the same resource is in {first.source} too",
         action="this one is used",
     )
