@@ -10,9 +10,10 @@ Lines are not kept: a file without problems never needs them, and one that has s
 
 import re
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, Final
 
 import yaml
@@ -28,7 +29,7 @@ Value = Any
 """dict[str, Value] | list[Value] | str | int | float | bool | None"""
 
 Path = tuple[Any, Any] | None
-"""A field as a linked list from the leaf up, (parent, key or index): one small tuple a step, rendered only for a problem."""
+"""A field as a linked list from the leaf up, (parent, key or index): one small tuple a step, rendered on demand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,8 @@ class Document:
     """1-based line of the file on which text begins."""
     ordinal: int = 0
     """Which document of the text this is; more than one only where `...` and no `---` parts them."""
+    line: int = 0
+    """Where its first key stands."""
     root: Value = None
     refusal: "Refusal | None" = None
 
@@ -63,30 +66,69 @@ class Marks(Mapping[str, int]):
     Holds the document's text instead of a table: most resources are never asked.
     """
 
-    __slots__ = ("_first_line", "_moved", "_ordinal", "_text")
+    __slots__ = ("_first_line", "_line", "_moved", "_ordinal", "_text")
 
-    def __init__(self, document: Document, moved: Mapping[str, str] | None = None) -> None:
-        """moved: canonical path → path as written, for fields that were moved to today's place."""
-        self._text = document.text
+    def __init__(self, document: Document, moved: Mapping[str, str], *, keeps_text: bool = True) -> None:
+        """moved: canonical path → path as written, for fields that were moved to today's place.
+
+        keeps_text: False gives every field the line of the document.
+        """
+        self._text = document.text if keeps_text else ""
         self._first_line = document.first_line
+        self._line = document.line
         self._ordinal = document.ordinal
-        self._moved = moved or {}
+        self._moved = moved
+
+    def _lines(self) -> "_Lines":
+        return _lines(self._text, self._first_line, self._ordinal) if self._text else (self._line, None)
 
     def __getitem__(self, field: str) -> int:
         for today, written in self._moved.items():
             if field == today or field.startswith((f"{today}.", f"{today}[")):
                 field = written + field[len(today) :]
                 break
-        return line_of(_lines(self._text, self._first_line, self._ordinal), path_of(field))
+        return line_of(self._lines(), path_of(field))
 
     def __iter__(self) -> Iterator[str]:
-        return (path_text(path) for path in _walk(_lines(self._text, self._first_line, self._ordinal)))
+        return (path_text(path) for path in _walk(self._lines()))
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
     def __contains__(self, field: object) -> bool:
         return isinstance(field, str)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resource:
+    """One Kubernetes or Istio object, checked and in today's spelling. Equal where it says the same."""
+
+    group: str
+    """`networking.istio.io`, `security.istio.io`, `discovery.k8s.io`, `apps`, or empty for the core API."""
+    kind: str
+    namespace: str
+    """Empty for Namespace and Node."""
+    name: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    created: str = ""
+    """metadata.creationTimestamp, or empty."""
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    """Today's fields in today's places, durations in seconds, no nulls. Only to be read: parts may be shared."""
+    source: str = field(default="", compare=False)
+    """`file:line` of the document's first key."""
+    marks: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)
+    """Field path → line; any path may be asked for."""
+
+    @property
+    def label(self) -> str:
+        """`Kind namespace/name`, as problems write it."""
+        return label_of(self.kind, self.namespace, self.name)
+
+
+def label_of(kind: str, namespace: str, name: str) -> str:
+    """`Kind namespace/name`; the namespace is empty for Namespace and Node."""
+    return f"{kind} {namespace}/{name}"
 
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_$-]+")
@@ -121,8 +163,8 @@ def path_of(field: str) -> Path:
 
 # ── splitting ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-# `---` in the first column is a document marker wherever it stands, also inside quotes and block scalars (YAML 1.2 §9.2),
-# so documents can be cut apart before parsing, as kubectl does: a broken one does not take its neighbours along.
+# `---` in the first column is a document marker wherever it stands, also inside quotes and block scalars (YAML 1.2
+# §9.2), so documents can be cut apart before parsing, as kubectl does: a broken one does not take its neighbours along.
 _MARKER = re.compile(r"^---(?=[ \t\r\n]|\Z)", re.MULTILINE)
 _UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -149,7 +191,7 @@ def documents(data: str | bytes) -> Iterator[Document]:
     text = text.removeprefix("\ufeff")
     starts = [0, *(found.start() for found in _MARKER.finditer(text)), len(text)]
     line = 1
-    for start, end in zip(starts, starts[1:], strict=False):
+    for start, end in pairwise(starts):
         if end > start:
             chunk = text[start:end]
             yield from _read(chunk, line)
@@ -167,9 +209,9 @@ def _read(text: str, first_line: int) -> Iterator[Document]:
         return  # directives before the first `---`
     builder = _Builder(text, first_line)
     try:
-        for ordinal, root in enumerate(builder.roots()):
+        for ordinal, (line, root) in enumerate(builder.roots()):
             if root is not None:
-                yield Document(text, first_line, ordinal, root)
+                yield Document(text, first_line, ordinal, line, root)
     except _Refused as e:
         path: Path = None
         for key in reversed(e.path):
@@ -262,13 +304,13 @@ class _Builder:
     __slots__ = ("_anchors", "_budget", "_first_line", "_memo", "_next")
 
     def __init__(self, text: str, first_line: int) -> None:
-        self._next = CParser(text).get_event
+        self._next: Callable[[], Any] = CParser(text).get_event
         self._first_line = first_line
         self._budget = len(text) + _SPARE_VALUES
         self._anchors: dict[str, tuple[Value, int]] = {}
         self._memo: dict[str, Value] = {}
 
-    def roots(self) -> Iterator[Value]:
+    def roots(self) -> Iterator[tuple[int, Value]]:
         next_event = self._next
         while True:
             event = next_event()
@@ -278,7 +320,7 @@ class _Builder:
             if kind is yaml.StreamStartEvent or kind is yaml.DocumentStartEvent or kind is yaml.DocumentEndEvent:
                 continue
             self._anchors.clear()
-            yield self._build(event, 1)
+            yield self._first_line + event.start_mark.line, self._build(event, 1)
 
     def _build(self, event: Any, depth: int) -> Value:
         kind = type(event)
@@ -445,7 +487,7 @@ _Lines = tuple[int, Any]
 @lru_cache(maxsize=4)
 def _lines(text: str, first_line: int, ordinal: int) -> _Lines:
     """Shape and lines of one document of the text. Only called for documents that were read without a refusal."""
-    next_event = CParser(text).get_event
+    next_event: Callable[[], Any] = CParser(text).get_event
     anchors: dict[str, _Lines] = {}
 
     def read(event: Any, line: int) -> _Lines:
@@ -474,7 +516,7 @@ def _lines(text: str, first_line: int, ordinal: int) -> _Lines:
 
     while True:
         event = next_event()
-        if isinstance(event, yaml.NodeEvent):
+        if isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent):
             found = read(event, first_line + event.start_mark.line)
             if ordinal == 0:
                 return found

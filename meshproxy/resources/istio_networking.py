@@ -1,7 +1,7 @@
 """networking.istio.io: DestinationRule, VirtualService, ServiceEntry, WorkloadEntry, WorkloadGroup, Sidecar, Gateway.
 
-Field tables of the v1 API (v1beta1 and v1alpha3 have the same fields), former spellings, and the checks that Istio's own
-validation makes beyond types. Source: istio/api networking/v1alpha3/*.proto; istio pkg/config/validation.
+Field tables of the v1 API (v1beta1 and v1alpha3 have the same fields), former spellings, and the checks that Istio's
+own validation makes beyond types. Source: istio/api networking/v1alpha3/*.proto; istio pkg/config/validation.
 """
 
 import base64
@@ -156,7 +156,7 @@ LOCALITY_LB: Final = Struct(
 
 
 def _read_consecutive_errors(value: dict[str, Any], at: Path, reading: Reading) -> None:
-    """consecutiveErrors counted 502, 503, 504 and failed connections; Istio no longer translates it, so it is done here."""
+    """consecutiveErrors counted 502, 503, 504 and failed connections. Istio no longer translates it; this does."""
     count = value.pop("consecutiveErrors", 0)
     if not count:
         return
@@ -765,9 +765,10 @@ def _check_authority(value: dict[str, Any], at: Path, reading: Reading) -> None:
     if "authority" in value.get("rewrite", {}):
         places.append((at, "rewrite"))
     for operation in ("set", "add"):
+        here = (((at, "headers"), "request"), operation)
         for name in value.get("headers", {}).get("request", {}).get(operation, {}):
             if name.lower() in ("host", ":authority"):
-                places.append((((((at, "headers"), "request")), operation), name))
+                places.append((here, name))  # noqa: PERF401
     if len(places) > 1:
         reading.error(places[1], "the authority is rewritten a second time")
 
@@ -976,14 +977,16 @@ def _check_service_entry(value: dict[str, Any], at: Path, reading: Reading) -> N
     for index, endpoint in enumerate(endpoints):
         for name in endpoint.get("ports", {}):
             if name not in port_names:
-                here = ((((at, "endpoints"), index), "ports"), name)
-                reading.error(here, f"port {shown(name)} is none of this ServiceEntry's ports")
+                port_at = ((((at, "endpoints"), index), "ports"), name)
+                reading.error(port_at, f"port {shown(name)} is none of this ServiceEntry's ports")
     if resolution != "NONE" and len(value.get("hosts", ())) > 1:
         for index, port in enumerate(ports):
             protocol = port.get("protocol", "TCP")
             if protocol not in names.HTTP_PROTOCOLS and protocol not in names.TLS_PROTOCOLS:
-                here = (((at, "ports"), index), "protocol")
-                reading.error(here, f"several hosts cannot share a {protocol} port: nothing tells them apart")
+                reading.error(
+                    (((at, "ports"), index), "protocol"),
+                    f"several hosts cannot share a {protocol} port: nothing tells them apart",
+                )
                 break
 
 

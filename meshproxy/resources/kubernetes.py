@@ -1,7 +1,8 @@
 """Kubernetes objects, as far as traffic depends on them: Service, EndpointSlice, Deployment, Pod, Namespace, Node.
 
-These APIs are large and their owner checks them; here only the fields that are read are checked, and a field beside them
-passes unless it looks like one of them misspelt. What a Deployment lacks is a warning: it is read for its containers.
+These APIs are large and their owner checks them; here only the fields that are read are checked, and a field beside
+them passes unless it looks like one of them misspelt. What a Deployment lacks is a warning: it is read for its
+containers.
 Source: Kubernetes API reference, v1, apps/v1 and discovery.k8s.io/v1.
 """
 
@@ -112,7 +113,11 @@ _ENDPOINT: Final = Struct(
         "hostname": Text(),
         "nodeName": Text(),
         "zone": Text(),
-        "targetRef": Struct({"kind": Text(), "name": Text(), "namespace": Text()}, is_open=True),
+        "targetRef": Struct(
+            {"kind": Text(), "name": Text(), "namespace": Text()},
+            ignored=("uid", "apiVersion", "resourceVersion", "fieldPath"),
+            is_open=True,
+        ),
         "topology": Table(Text()),
         "deprecatedTopology": Table(Text()),
         "hints": Struct({"forZones": Items(Struct({"name": Text()}, is_open=True))}, is_open=True),

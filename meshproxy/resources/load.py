@@ -7,47 +7,15 @@ may be concluded about which resources the file no longer holds.
 """
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final
+from collections.abc import Iterator
+from typing import Final
 
 from meshproxy.resources import istio_networking, istio_security, kubernetes, names
-from meshproxy.resources.document import Document, Marks, Path, Value, documents, path_text
+from meshproxy.resources.document import Document, Marks, Path, Resource, Value, documents, label_of, path_text
 from meshproxy.resources.problems import ConfigProblem, Severity
 from meshproxy.resources.schema import ABSENT, REFUSED, Reading, Struct, Table, Text, did_you_mean, shown
 
 _MAX_PROBLEMS: Final = 1000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Resource:
-    """One Kubernetes or Istio object, checked and in today's spelling. Equal where it means the same, wherever it stands."""
-
-    group: str
-    """`networking.istio.io`, `security.istio.io`, `discovery.k8s.io`, `apps`, or empty for the core API."""
-    kind: str
-    namespace: str
-    """Empty for Namespace and Node."""
-    name: str
-    labels: Mapping[str, str] = field(default_factory=dict)
-    annotations: Mapping[str, str] = field(default_factory=dict)
-    created: str = ""
-    """metadata.creationTimestamp, or empty."""
-    spec: Mapping[str, Any] = field(default_factory=dict)
-    """Canonical: today's fields in today's places, durations in seconds, no nulls. To be read only: parts may be shared."""
-    source: str = field(default="", compare=False)
-    """`file:line` of the document's first key."""
-    marks: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)
-    """Field path → line; any path may be asked for."""
-
-    @property
-    def label(self) -> str:
-        """`Kind namespace/name`, as problems write it."""
-        return _label(self.kind, self.namespace, self.name)
-
-
-def _label(kind: str, namespace: str, name: str) -> str:
-    return f"{kind} {namespace}/{name}" if namespace else f"{kind} {name}"
 
 
 _ISTIO_GROUPS: Final[dict[str, dict[str, Struct]]] = {
@@ -58,6 +26,7 @@ _ISTIO_VERSIONS: Final = {
     "networking.istio.io": ("v1", "v1beta1", "v1alpha3"),
     "security.istio.io": ("v1", "v1beta1"),
 }
+_CLUSTER_SCOPED_KINDS: Final = frozenset(kind for _, kind in kubernetes.CLUSTER_SCOPED)
 _TOP_FIELDS: Final = frozenset({"apiVersion", "kind", "metadata", "spec", "status"})
 _METADATA: Final = Struct(
     {
@@ -89,24 +58,25 @@ def load_text(
     """Every resource of a file that may be used, and every problem. Raises nothing, whatever the text."""
     resources: list[Resource] = []
     problems: list[ConfigProblem] = []
-    seen: dict[str, str] = {}
+    seen: dict[str, int] = {}
     for document in documents(text):
         for resource in _read(document, source, default_namespace, problems):
             key = f"{resource.group} {resource.label}"
             if key in seen:
                 problems.append(
                     ConfigProblem(
-                        Severity.ERROR,
+                        Severity.WARNING,
                         source,
                         int(resource.source.rpartition(":")[2]),
                         "metadata.name",
                         resource.label,
-                        f"the resource is given twice; first at {seen[key]}",
-                        "the first is used",
+                        f"the resource is given twice, before at {resources[seen[key]].source}",
+                        "this one is used",
                     )
                 )
+                resources[seen[key]] = resource
                 continue
-            seen[key] = resource.source
+            seen[key] = len(resources)
             resources.append(resource)
         if len(problems) > _MAX_PROBLEMS:
             del problems[_MAX_PROBLEMS:]
@@ -166,7 +136,7 @@ def _read_object(
         if resource is not None:
             yield resource
     finally:
-        problems.extend(reading.problems)
+        problems.extend(sorted(reading.problems, key=lambda problem: problem.line))
 
 
 def _read_resource(
@@ -180,8 +150,6 @@ def _read_resource(
         return None
     reading.resource = _guess(root, default_namespace)
     is_cluster_scoped = (group, kind) in kubernetes.CLUSTER_SCOPED
-    if is_cluster_scoped and type(metadata) is dict:
-        reading.resource = _label(kind, "", str(metadata.get("name", "")))
     struct = _struct(group, kind, root, at, reading)
     if struct is None:
         return None
@@ -199,7 +167,7 @@ def _read_resource(
     if reading.is_refused:
         return None
     name = metadata["name"]
-    line = document.line_of(at) if at is not None else document.line_of((None, next(iter(root))))
+    line = document.line if at is None else document.line_of(at)
     return Resource(
         group=group,
         kind=kind,
@@ -210,7 +178,8 @@ def _read_resource(
         created=metadata.get("creationTimestamp", ""),
         spec=spec,
         source=f"{source}:{line}",
-        marks=Marks(document, reading.moved),
+        # Slices are the bulk of a large mesh and no later check looks into them: their text is not kept.
+        marks=Marks(document, reading.moved, keeps_text=kind != "EndpointSlice"),
     )
 
 
@@ -305,7 +274,9 @@ def _guess(root: dict[str, Value], default_namespace: str) -> str:
     namespace = metadata.get("namespace") or default_namespace
     if not isinstance(kind, str) or not isinstance(name, str) or not isinstance(namespace, str) or not name:
         return ""
-    return _label(kind[:80], namespace[:80], name[:80])
+    if kind in _CLUSTER_SCOPED_KINDS:
+        namespace = ""
+    return label_of(kind[:80], namespace[:80], name[:80])
 
 
 def _relabel(reading: Reading) -> None:
@@ -330,5 +301,6 @@ def _guess_label(text: str, default_namespace: str) -> str:
     name, namespace = _NAME_LINE.search(metadata[1]), _NAMESPACE_LINE.search(metadata[1])
     if name is None:
         return ""
-    cluster_scoped = any(kind[1] == known for _, known in kubernetes.CLUSTER_SCOPED)
-    return _label(kind[1], "" if cluster_scoped else namespace[1] if namespace else default_namespace, name[1])
+    if kind[1] in _CLUSTER_SCOPED_KINDS:
+        return label_of(kind[1], "", name[1])
+    return label_of(kind[1], namespace[1] if namespace else default_namespace, name[1])

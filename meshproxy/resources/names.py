@@ -81,10 +81,11 @@ def _length(text: str) -> str | None:
 
 
 def scoped_host(text: str) -> str | None:
-    """Sidecar egress: `namespace/host`, either part may be `*`; the namespace may be `.` or, excluded, begin with `~`."""
+    """Sidecar egress: `namespace/host`, either part may be `*`; the namespace may be `.` or, excluded, begin with ~."""
     namespace, slash, name = text.partition("/")
     if not slash:
-        return f"{_quoted(text)} is not namespace/host: write */{text[:80]} for any namespace or ./{text[:80]} for this one"
+        name = text[:80]
+        return f"{_quoted(text)} is not namespace/host: write */{name} for any namespace or ./{name} for this one"
     bare = namespace.removeprefix("~")
     if namespace != "~" and bare not in ("*", ".") and not _LOWER_LABEL.fullmatch(bare):
         return f"{_quoted(text)} has no namespace, *, . or ~ before the slash"
@@ -103,7 +104,8 @@ def _scoped_name(text: str, name: str) -> str | None:
     if name == "*":
         return None
     if "." not in name:
-        return f"{_quoted(text)} is a short name; write the whole host name, such as {name[:60] or 'name'}.default.svc.cluster.local"
+        whole = f"{name[:60] or 'name'}.default.svc.cluster.local"
+        return f"{_quoted(text)} is a short name; write the whole host name, such as {whole}"
     if "*" in name and not name.startswith("*."):
         return f"{_quoted(text)} has a wildcard inside a label; only *. at the front is allowed"
     return host(name)
@@ -123,7 +125,12 @@ def export_target(text: str) -> str | None:
     return f"{_quoted(text)} is neither . nor * nor a namespace"
 
 
+_IPV4 = re.compile(r"(?:(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])(?:\.(?!$)|$)){4}")
+
+
 def is_ip(text: str) -> bool:
+    if _IPV4.fullmatch(text):  # a tenth of ipaddress's time, ten thousand times a reload
+        return True
     if not text or text[0] not in "0123456789abcdefABCDEF:":
         return False
     try:
@@ -168,7 +175,7 @@ def workload_address(text: str) -> str | None:
 
 
 def local_endpoint(text: str) -> str | None:
-    """Sidecar ingress defaultEndpoint: `127.0.0.1:port`, `0.0.0.0:port`, `[::1]:port`, `[::]:port`, `:port` or a socket."""
+    """Sidecar ingress defaultEndpoint: a port of this host, `127.0.0.1:port` and its like, or a unix socket."""
     if text.startswith("unix://"):
         return unix_path(text.removeprefix("unix://"))
     address, colon, port = text.rpartition(":")

@@ -33,7 +33,7 @@ class ConfigProblem:
     """What was done instead."""
 
     def sentence(self) -> str:
-        """`file:line: Kind namespace/name: field: what is wrong; what was done`, on one line, control characters escaped."""
+        """`file:line: Kind namespace/name: field: what is wrong; what was done`, on one line."""
         place = f"{self.source}:{self.line}" if self.line else self.source
         parts = [part for part in (place, self.resource, self.field) if part]
         text = ": ".join([*parts, self.message])

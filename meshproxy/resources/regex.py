@@ -1,7 +1,7 @@
 """Is this regular expression safe to run on what strangers send?
 
-Istio's regexes are RE2: linear time, no back-references, no look-around. Python's engine backtracks, so an expression is
-taken only if RE2 would take it and backtracking cannot explode on it. What is allowed means the same in both.
+Istio's regexes are RE2: linear time, no back-references, no look-around. Python's engine backtracks, so an expression
+is taken only if RE2 would take it and backtracking cannot explode on it. What is allowed means the same in both.
 
 Source: RE2 syntax (github.com/google/re2/wiki/Syntax); Istio's limit of 1024 characters.
 """
@@ -18,7 +18,7 @@ _MAX_SIZE: Final = 10_000  # characters after counted repeats are written out: (
 
 
 def check_regex(pattern: str) -> str | None:
-    """What is wrong with the expression, as a clause that follows its field; None where it may be used with fullmatch."""
+    """What is wrong with the expression, as a clause after its field; None where it may be used with fullmatch."""
     if len(pattern) > MAX_LENGTH:
         return f"the regex has {len(pattern)} characters and may have {MAX_LENGTH}"
     if "[[:" in pattern or "[^[:" in pattern:
@@ -200,7 +200,7 @@ def _repeat(argument: Any, depth: int) -> _Shape:
 def _is_ambiguous(body: Any, shape: _Shape) -> bool:
     """Can one text be cut into rounds of this body in several ways?
 
-    Not if each round begins with something its open repeats cannot hold, as in (/[a-z]+)*, or ends so, as in ([a-z]+/)*.
+    Not if each round begins with something its open repeats cannot hold, as in (/[a-z]+)*, or ends so: ([a-z]+/)*.
     """
     items = list(_flat(body))
     held = _open_parts(items)

@@ -2,13 +2,13 @@
 
 Decides: type, range, required, one-of; unknown, old and unsupported fields; the canonical value (durations are seconds,
 enums their API word, absent and null the same).
-Leaves to others: which fields exist (istio_networking, istio_security, kubernetes), what they mean (snapshot.translate).
+Leaves to others: which fields exist (istio_networking, istio_security, kubernetes), their meaning (snapshot.translate).
 
 Three rules, by what an error would cost:
 - a wrong value refuses the resource: to guess would be worse than to keep the last good one;
 - a field nobody knows is dropped with a warning, except where it may be the very one that protects (`is_strict`);
-- a field of the API that this version does not serve is dropped with a warning, or refuses the resource where ignoring it
-  would let through what it forbids.
+- a field of the API that this version does not serve is dropped with a warning, or refuses the resource where ignoring
+  it would let through what it forbids.
 """
 
 import difflib
@@ -385,7 +385,7 @@ class Struct(Field):
         """one_of: sets of which at most one field may stand. old: a former name → today's name in the same place.
 
         ignored: known fields that say nothing about traffic. is_strict: an unknown field is an error.
-        is_open: a Kubernetes object of which only a part is read; unknown fields pass unless they look like a known one.
+        is_open: a Kubernetes object of which a part is read; unknown fields pass unless they look like a known one.
         """
         self._fields = dict(fields)
         self._required = tuple(required)
