@@ -85,7 +85,7 @@ def _number(value: float, unit: str) -> str:
 
 def _versions() -> dict[str, str]:
     found = {"meshproxy": _commit(), "python": platform.python_version()}
-    for name in ("uvloop", "httptools"):
+    for name in ("uvloop",):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -22,7 +22,8 @@ def tracked_files() -> Iterator[Path]:
         listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
         names = [name for name in listing.decode().split("\0") if name]
     except (OSError, subprocess.CalledProcessError):
-        names = [str(path.relative_to(ROOT)) for path in ROOT.rglob("*") if path.is_file() and ".venv" not in path.parts]
+        everything = (path.relative_to(ROOT) for path in ROOT.rglob("*") if path.is_file())
+        names = [str(path) for path in everything if ".venv" not in path.parts]
     for name in names:
         path = ROOT / name
         if path.is_file():
@@ -43,7 +44,8 @@ def test_folders_import_one_way() -> None:
 
 def test_files_name_nothing_of_the_machine_they_were_written_on() -> None:
     # A path or host of one machine works nowhere else, and says more than it should.
-    words = [re.escape(part) for part in ("/ro" + "ot/", "/wo" + "rk/", "/ho" + "me/", "pyp" + "i.org", "files.python" + "hosted")]
+    parts = ("/ro" + "ot/", "/wo" + "rk/", "/ho" + "me/", "pyp" + "i.org", "files.python" + "hosted")
+    words = [re.escape(part) for part in parts]
     found = [
         f"{path.relative_to(ROOT)}: {match[0]}"
         for path in tracked_files()
@@ -60,12 +62,13 @@ def test_every_file_ends_with_a_newline_and_has_no_conflict_marks() -> None:
 
 
 def test_links_between_documents_lead_somewhere() -> None:
-    broken = []
-    for path in tracked_files():
-        if path.suffix == ".md":
-            for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", text_of(path)):
-                if not (path.parent / target).exists():
-                    broken.append(f"{path.relative_to(ROOT)} → {target}")
+    broken = [
+        f"{path.relative_to(ROOT)} → {target}"
+        for path in tracked_files()
+        if path.suffix == ".md"
+        for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", text_of(path))
+        if not (path.parent / target).exists()
+    ]
     assert not broken
 
 
@@ -110,11 +113,13 @@ def _help_of(command: str) -> str:
 
 
 def test_files_named_in_documents_exist() -> None:
-    missing = []
-    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted(ROOT.glob("docs/**/*.md"))]:
-        for name in re.findall(r"`((?:meshproxy|bench|tests|examples|docs|docker|scripts)/[\w./-]+)`", text_of(path)):
-            if not (ROOT / name).exists():
-                missing.append(f"{path.relative_to(ROOT)}: {name}")
+    documents = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *ROOT.glob("docs/**/*.md")]
+    missing = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in documents
+        for name in re.findall(r"`((?:meshproxy|bench|tests|examples|docs|docker|scripts)/[\w./-]+)`", text_of(path))
+        if not (ROOT / name).exists()
+    ]
     assert not missing
 
 
