@@ -14,20 +14,20 @@ from collections.abc import Sequence
 from meshproxy import __version__
 from meshproxy.errors import ConfigError
 
-_MODULE_OF = {
-    "run": "run",
-    "validate": "validate",
-    "status": "status",
-    "clusters": "status",
-    "routes": "status",
-    "listeners": "status",
-    "certs": "status",
-    "config": "status",
-    "ca": "ca",
-    "demo": "demo",
-    "bench": "bench",
+_COMMANDS = {
+    "run": ("run", "run the proxy"),
+    "validate": ("validate", "check configuration files"),
+    "status": ("status", "what a running proxy does"),
+    "clusters": ("status", "its clusters, their endpoints and health"),
+    "routes": ("status", "its routes"),
+    "listeners": ("status", "its listeners"),
+    "certs": ("status", "its certificates"),
+    "config": ("status", "its whole configuration"),
+    "ca": ("ca", "a certificate authority for development"),
+    "demo": ("demo", "see it work on this machine"),
+    "bench": ("bench", "measure it beside other proxies"),
 }
-"""Command → module of this package."""
+"""Command → its module in this package, and what it does."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,10 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="meshproxy", description="A service-mesh data plane that speaks Istio.")
     parser.add_argument("--version", action="version", version=f"meshproxy {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    named = _MODULE_OF.get(arguments[0]) if arguments else None
-    for module in [named] if named is not None else dict.fromkeys(_MODULE_OF.values()):
-        if importlib.util.find_spec(f"meshproxy.cli.{module}") is not None:
-            importlib.import_module(f"meshproxy.cli.{module}").add_parser(subparsers)
+    module = _COMMANDS[arguments[0]][0] if arguments and arguments[0] in _COMMANDS else None
+    if module is not None and _exists(module):
+        importlib.import_module(f"meshproxy.cli.{module}").add_parser(subparsers)
+    else:
+        for name, (module, does) in _COMMANDS.items():
+            if _exists(module):
+                subparsers.add_parser(name, help=does)
     parsed = parser.parse_args(arguments)
     try:
         status: int | None = parsed.run(parsed)
@@ -51,3 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return status or 0
+
+
+def _exists(module: str) -> bool:
+    return importlib.util.find_spec(f"meshproxy.cli.{module}") is not None

@@ -5,6 +5,7 @@ import contextlib
 import resource
 import socket
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.cli.settings import add_flags, settings_from
@@ -12,6 +13,7 @@ from meshproxy.control.settings import Settings
 from meshproxy.model.address import SocketAddress
 
 if TYPE_CHECKING:
+    from meshproxy.admin.server import AdminServer
     from meshproxy.control.process import Control
 
 
@@ -43,9 +45,21 @@ def run_control(
     return process.run_control(settings, link, adopted, last_good, serve_admin)
 
 
-async def serve_admin(control: "Control", sockets: Mapping[str, socket.socket]) -> object:
-    """Answer on admin, metrics and ready."""
-    return None
+async def serve_admin(control: "Control", sockets: Mapping[str, socket.socket]) -> "AdminServer":
+    from meshproxy.admin import server
+
+    return await server.serve_admin(control, sockets, options_of(control.settings))
+
+
+def options_of(settings: Settings) -> dict[str, Any]:
+    """The settings as /server_info shows them."""
+    options: dict[str, Any] = {}
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if isinstance(value, tuple):
+            value = list(value)
+        options[field.name] = value if isinstance(value, str | int | float | list | dict | None) else str(value)
+    return options
 
 
 def _raise_descriptor_limit() -> None:

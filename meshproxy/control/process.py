@@ -13,7 +13,7 @@ import os
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from meshproxy.control import link as supervisor_link
 from meshproxy.control import log
@@ -46,8 +46,14 @@ from meshproxy.telemetry.process_state import DRAINING, INITIALIZING, LIVE, Cont
 _log = logging.getLogger(__name__)
 
 Adopted = tuple[SocketAddress, int, socket.socket]
-ServeAdmin = Callable[["Control", Mapping[str, socket.socket]], Awaitable[object]]
-"""Starts answering on the bound sockets (admin, metrics, ready); returns what keeps it alive, or None."""
+
+
+class Served(Protocol):
+    async def close(self) -> None: ...
+
+
+ServeAdmin = Callable[["Control", Mapping[str, socket.socket]], Awaitable[Served]]
+"""Starts answering on the bound sockets (admin, metrics, ready)."""
 
 _TIDY_AFTER_S = 1.0
 _OWN_SLOT = -1
@@ -102,6 +108,8 @@ class Control:
         if last_good is not None:
             self.store.restore(_contents(last_good))
         self._files = FilesProvider(settings.config_paths, settings.namespace, self.store.sources())
+        if not self._is_replacement:
+            self.publisher.on_failed_start = self._fail
         self._tidy: asyncio.TimerHandle | None = None
         self._stopped = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -196,9 +204,9 @@ class Control:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.fleet.close()
         self._loop.remove_reader(self._link.fileno())
+        await server.close()
         for sock in own_sockets.values():
             sock.close()
-        del server
         if self._first_failure is not None:
             raise ConfigError(self._first_failure)
         return 0
@@ -276,10 +284,11 @@ class Control:
         self.fleet.broadcast(Drain(deadline_s, exits))
         self.sockets.close_all()
 
+    def _fail(self, sentence: str) -> None:
+        self._first_failure = sentence
+        self._stopped.set()
+
     def _on_published(self, snapshot: Snapshot) -> None:
-        if self.publisher.bind_failures and not self._is_announced and not self._is_replacement:
-            self._first_failure = next(iter(self.publisher.bind_failures.values()))
-            self._stopped.set()
         if self._tidy is not None:
             self._tidy.cancel()
         self._tidy = self._loop.call_later(_TIDY_AFTER_S, self._tidy_up)
@@ -291,6 +300,7 @@ class Control:
         try:
             os.write(descriptor, self.store.dump())
             self._tell_supervisor(KeepLastGood(), descriptor)
+            _log.debug("left the last good resources with the supervisor")
         finally:
             os.close(descriptor)
         _give_memory_back()

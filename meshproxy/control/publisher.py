@@ -55,6 +55,9 @@ class Publisher:
         self.problems: list[ConfigProblem] = []
         self.bind_failures: dict[str, str] = {}
         """Listener name → one sentence, for those that are not up."""
+        self.on_failed_start: Callable[[str], None] | None = None
+        """Set by a process that would rather not start than start without a listener: called with one sentence, once,
+        instead of publishing. After the first snapshot a listener that cannot be had is only tried again."""
         self._noticed_at = 0.0
         """Monotonic seconds: when the change now on its way was noticed; 0.0: none is."""
 
@@ -114,6 +117,10 @@ class Publisher:
         wanted = {_address_of(listener) for listener in translated.listeners.values()}
         before = self._fleet.current
         snapshot = self._with_bound_listeners(translated)
+        if self.bind_failures and self.on_failed_start is not None:
+            self.on_failed_start(next(iter(self.bind_failures.values())))
+            return
+        self.on_failed_start = None
         if before is EMPTY_SNAPSHOT or snapshot != before:
             self._fleet.publish(snapshot)
             self._counters.published_at = time.time()
@@ -137,7 +144,7 @@ class Publisher:
             why_not = self._sockets.bind(_address_of(listener))
             if why_not is not None:
                 failures[name] = why_not
-                if self.bind_failures.get(name) != why_not:
+                if self.bind_failures.get(name) != why_not and self.on_failed_start is None:
                     _log.error("%s", why_not)
         self.bind_failures = failures
         if not failures:
