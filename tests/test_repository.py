@@ -49,7 +49,7 @@ def test_files_name_nothing_of_the_machine_they_were_written_on() -> None:
     found = [
         f"{path.relative_to(ROOT)}: {match[0]}"
         for path in tracked_files()
-        for match in re.finditer("|".join(words), text_of(path))
+        for match in re.finditer(rf"(?<!\w)(?:{'|'.join(words)})", text_of(path))
     ]
     assert not found
 
