@@ -516,7 +516,7 @@ def _lines(text: str, first_line: int, ordinal: int) -> _Lines:
 
     while True:
         event = next_event()
-        if isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent):
+        if type(event) in (yaml.ScalarEvent, yaml.MappingStartEvent, yaml.SequenceStartEvent):
             found = read(event, first_line + event.start_mark.line)
             if ordinal == 0:
                 return found

@@ -120,7 +120,7 @@ def _check_locality_setting(value: dict[str, Any], at: Path, reading: Reading) -
         to = rule.get("to", {})
         _check_localities(((text, ((here, "to"), text)) for text in to), reading)
         total = sum(to.values())
-        if total != 100 and not reading.is_refused:
+        if total != 100:
             reading.error((here, "to"), f"the weights add up to {total} and must to 100")
     _check_localities(
         (
@@ -343,10 +343,10 @@ def _move_locality_setting(value: dict[str, Any], at: Path, reading: Reading) ->
             setting = place.pop(name, None)
             if setting is None:
                 continue
-            today = "the place of localityLbSetting is loadBalancer.localityLbSetting"
+            today = f"{name} is not a field here: today it is loadBalancer.localityLbSetting"
             load_balancer = value.setdefault("loadBalancer", {})
             if "localityLbSetting" in load_balancer:
-                reading.warn((here, name), f"{today}, where one is given too")
+                reading.warn((here, name), f"{today}, which is given too")
                 continue
             reading.warn((here, name), today, "read as loadBalancer.localityLbSetting")
             load_balancer["localityLbSetting"] = setting
@@ -866,7 +866,7 @@ def _is_part_of(name: str, pattern: str) -> bool:
 
 def _check_hosts(value: dict[str, Any], at: Path, reading: Reading) -> None:
     hosts = value.get("hosts", [])
-    if not hosts and not reading.is_refused:
+    if not hosts:
         reading.warn(
             at,
             "a VirtualService without hosts is a delegate, which is not supported by this version",
@@ -927,7 +927,7 @@ VIRTUAL_SERVICE: Final = Struct(
 
 
 def _check_address(value: dict[str, Any], at: Path, reading: Reading) -> None:
-    if "address" not in value and not reading.is_refused:
+    if "address" not in value:
         reading.error(at, "address is missing")
     if value.get("address", "").startswith("unix://") and value.get("ports"):
         reading.error((at, "ports"), "a unix socket has no ports")
@@ -1030,7 +1030,7 @@ _SECONDS: Final = Integer(0, 2**31 - 1)
 
 
 def _check_probe(value: dict[str, Any], at: Path, reading: Reading) -> None:
-    if not any(name in value for name in ("httpGet", "tcpSocket")) and not reading.is_refused:
+    if not any(name in value for name in ("httpGet", "tcpSocket")):
         value.clear()
 
 

@@ -64,7 +64,7 @@ def _check_service(value: dict[str, Any], at: Path, reading: Reading) -> None:
     if kind == "ExternalName":
         if "externalName" not in value:
             reading.error(at, "type ExternalName needs externalName")
-    elif not value.get("ports") and value.get("clusterIP") != "None" and not reading.is_refused:
+    elif not value.get("ports") and value.get("clusterIP") != "None":
         reading.error(at, "ports is missing")
 
 
@@ -211,12 +211,10 @@ def _check_deployment(value: dict[str, Any], at: Path, reading: Reading) -> None
             "every pod of the template is taken",
         )
     if not labels:
-        containers = [container.get("name", "") for container in template.get("spec", {}).get("containers", ())]
-        assumed = ", ".join(f"app: {name}" for name in containers) or "no label"
         reading.warn(
             (((at, "template"), "metadata"), "labels"),
             "template.metadata.labels is missing, which apps/v1 requires",
-            f"app: <container name> is assumed for each container ({assumed})",
+            "app: <container name> is assumed for each container's workload",
         )
     elif any(labels.get(name) != wanted for name, wanted in match_labels.items()):
         reading.warn(

@@ -116,7 +116,7 @@ def _read(document: Document, source: str, default_namespace: str, problems: lis
 def _read_object(
     document: Document, root: Value, at: Path, source: str, default_namespace: str, problems: list[ConfigProblem]
 ) -> Iterator[Resource]:
-    reading = Reading(document, source, namespace=default_namespace)
+    reading = Reading(document, source)
     try:
         if type(root) is not dict:
             reading.error(at, f"{shown(root)} where a resource is needed (apiVersion, kind, metadata, spec)")
@@ -161,9 +161,8 @@ def _read_resource(
         if metadata is ABSENT:
             metadata = {}
     namespace = "" if is_cluster_scoped else metadata.get("namespace", default_namespace)
-    reading.namespace = namespace
     body, where = _body(group, kind, root, at, reading)
-    spec = struct.read(body, where, reading)
+    spec = struct.read(body, where, reading) if body is not ABSENT else ABSENT
     if reading.is_refused:
         return None
     name = metadata["name"]
@@ -262,6 +261,7 @@ def _body(group: str, kind: str, root: dict[str, Value], at: Path, reading: Read
     if spec is None:
         if "spec" not in root and group in _ISTIO_GROUPS and kind != "PeerAuthentication":
             reading.error(at, "spec is missing")
+            return ABSENT, at
         return {}, (at, "spec")
     return spec, (at, "spec")
 

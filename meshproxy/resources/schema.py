@@ -30,26 +30,29 @@ _MAX_PROBLEMS: Final = 100
 class Reading:
     """One document being read: collects its problems and where moved fields were written."""
 
-    __slots__ = ("_document", "_source", "is_refused", "moved", "namespace", "problems", "resource")
+    __slots__ = ("_document", "_source", "error_count", "moved", "problems", "resource")
 
-    def __init__(self, document: Document, source: str, resource: str = "", namespace: str = "default") -> None:
+    def __init__(self, document: Document, source: str) -> None:
         self._document = document
         self._source = source
-        self.resource = resource
-        self.namespace = namespace
+        self.resource = ""
+        """`Kind namespace/name`, as soon as it is known."""
         self.problems: list[ConfigProblem] = []
         self.moved: dict[str, str] = {}
-        self.is_refused = False
+        self.error_count = 0
+
+    @property
+    def is_refused(self) -> bool:
+        return self.error_count > 0
 
     def error(self, at: Path, message: str, action: str = REFUSED) -> None:
-        self.is_refused = True
+        self.error_count += 1
         self._report(Severity.ERROR, at, message, action)
 
     def warn(self, at: Path, message: str, action: str = IGNORED) -> None:
         self._report(Severity.WARNING, at, message, action)
 
     def _report(self, severity: Severity, at: Path, message: str, action: str) -> None:
-        # A file of a million mistakes has one sentence fewer use than a file of a hundred.
         if len(self.problems) < _MAX_PROBLEMS:
             line = self._document.line_of(at)
             found = ConfigProblem(severity, self._source, line, path_text(at), self.resource, message, action)
@@ -421,6 +424,7 @@ class Struct(Field):
             reading.error(at, f"{shown(value)} where a mapping is needed")
             return ABSENT
         out: dict[str, Any] = {}
+        errors_before = reading.error_count
         fields = self._fields
         for key, entry in value.items():
             field = fields.get(key)
@@ -435,11 +439,13 @@ class Struct(Field):
             if name not in out and value.get(name) in (None, ""):
                 reading.error((at, name) if name in value else at, f"{name} is missing")
         for names in self._one_of:
-            given = [name for name in names if name in out]
+            given = [name for name in out if name in names]
             if len(given) > 1:
                 reading.error((at, given[1]), f"only one of {' and '.join(given)} may be given")
-        for rule in self._rules:
-            rule(out, at, reading)
+        # Rules compare fields: on wrong or missing ones they could only repeat what was said.
+        if reading.error_count == errors_before:
+            for rule in self._rules:
+                rule(out, at, reading)
         return out
 
     def _read_other(
