@@ -8,7 +8,7 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -130,6 +130,10 @@ class Fleet:
     def put_certificates(self, message: PutCertificates) -> None:
         self._certificates[message.workload_id] = message
         self.broadcast(message)
+
+    def forget_certificates(self, workload_ids: Iterable[str]) -> None:
+        for workload_id in workload_ids:
+            self._certificates.pop(workload_id, None)
 
     def resolve(self, cluster_key: str, localities: tuple[LocalityEndpoints, ...]) -> None:
         """DNS answered for a STRICT_DNS cluster."""

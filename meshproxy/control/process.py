@@ -13,7 +13,7 @@ import os
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from meshproxy.control import link as supervisor_link
 from meshproxy.control import log
@@ -35,13 +35,18 @@ from meshproxy.control.publisher import Publisher
 from meshproxy.control.settings import Settings
 from meshproxy.control.sockets import ListeningSockets, bind_one, why
 from meshproxy.control.store import ResourceStore
+from meshproxy.discovery.dns import DnsResolver
 from meshproxy.discovery.files import FilesProvider
 from meshproxy.errors import ConfigError
 from meshproxy.model.address import SocketAddress
+from meshproxy.model.endpoint import LocalityEndpoints
 from meshproxy.resources.problems import ConfigProblem, Severity
 from meshproxy.snapshot.snapshot import Snapshot
 from meshproxy.snapshot.translate import ProxyContext
 from meshproxy.telemetry.process_state import DRAINING, INITIALIZING, LIVE, ControlCounters, ProcessState, WorkerInfo
+
+if TYPE_CHECKING:
+    from meshproxy.control.identities import Identities
 
 _log = logging.getLogger(__name__)
 
@@ -103,8 +108,11 @@ class Control:
             self.sockets,
             self.fleet,
             self.counters,
+            self._on_publishing,
             self._on_published,
         )
+        self._dns = DnsResolver(self._on_resolved)
+        self._identities: Identities | None = None
         if last_good is not None:
             self.store.restore(_contents(last_good))
         self._files = FilesProvider(settings.config_paths, settings.namespace, self.store.sources())
@@ -122,7 +130,14 @@ class Control:
 
     @property
     def problems(self) -> list[ConfigProblem]:
-        return self.publisher.problems
+        """Of the configuration first, then of what it asks for and this host does not give."""
+        sentences = list(self.publisher.bind_failures.values())
+        if self._identities is not None:
+            sentences.extend(self._identities.problems)
+        return [
+            *self.publisher.problems,
+            *(ConfigProblem(Severity.ERROR, "", 0, "", "", sentence, "") for sentence in sentences),
+        ]
 
     @property
     def is_ready(self) -> bool:
@@ -131,7 +146,8 @@ class Control:
 
     def state(self) -> ProcessState:
         """This moment, for /metrics and the admin views."""
-        warnings = sum(problem.severity is Severity.WARNING for problem in self.problems)
+        problems = self.problems
+        warnings = sum(problem.severity is Severity.WARNING for problem in problems)
         return ProcessState(
             now=time.time(),
             state=DRAINING if self.is_draining else LIVE if self.is_ready else INITIALIZING,
@@ -139,9 +155,9 @@ class Control:
             snapshot=self.snapshot,
             counters=self.counters,
             workers=[self._worker_info(worker) for _, worker in sorted(self.fleet.workers.items())],
-            certificates=[],
+            certificates=self._identities.describe() if self._identities is not None else [],
             warnings=warnings,
-            errors=len(self.problems) - warnings + len(self.publisher.bind_failures),
+            errors=len(problems) - warnings,
             endpoint_health={},
             cluster_sizes={
                 key: sum(len(group.endpoints) for group in self.fleet.localities_of(cluster))
@@ -190,6 +206,11 @@ class Control:
     async def run(self, serve_admin: ServeAdmin) -> int:
         """Exit status. ConfigError where the process cannot start."""
         own_sockets = self._bind_own()
+        if self.settings.certificates_dir is not None:
+            # Here and not above: cryptography costs 15 MB, and a proxy without mTLS does not pay for it.
+            from meshproxy.control.identities import Identities
+
+            self._identities = Identities(self.settings.certificates_dir, self.fleet.put_certificates, self._loop)
         self._loop.add_reader(self._link.fileno(), self._on_link)
         server = await serve_admin(self, own_sockets)
         self._write_ports(own_sockets)
@@ -203,6 +224,9 @@ class Control:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.fleet.close()
+        self._dns.close()
+        if self._identities is not None:
+            self._identities.close()
         self._loop.remove_reader(self._link.fileno())
         await server.close()
         for sock in own_sockets.values():
@@ -288,7 +312,16 @@ class Control:
         self._first_failure = sentence
         self._stopped.set()
 
+    def _on_publishing(self, snapshot: Snapshot) -> None:
+        if self._identities is not None:
+            self._identities.follow(snapshot.workloads.values())
+            self.fleet.forget_certificates(self.snapshot.workloads.keys() - snapshot.workloads.keys())
+
+    def _on_resolved(self, cluster_key: str, localities: tuple[LocalityEndpoints, ...]) -> None:
+        self.fleet.resolve(cluster_key, localities)
+
     def _on_published(self, snapshot: Snapshot) -> None:
+        self._dns.follow(snapshot.clusters.values())
         if self._tidy is not None:
             self._tidy.cancel()
         self._tidy = self._loop.call_later(_TIDY_AFTER_S, self._tidy_up)

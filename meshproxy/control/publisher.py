@@ -39,13 +39,16 @@ class Publisher:
         sockets: ListeningSockets,
         fleet: Fleet,
         counters: ControlCounters,
+        on_publishing: Callable[[Snapshot], None] = lambda _: None,
         on_published: Callable[[Snapshot], None] = lambda _: None,
     ) -> None:
+        """on_publishing is called before the workers hear of a snapshot, on_published after."""
         self._store = store
         self._context = context
         self._sockets = sockets
         self._fleet = fleet
         self._counters = counters
+        self._on_publishing = on_publishing
         self._on_published = on_published
         self._due = asyncio.Event()
         self._logged: frozenset[str] = frozenset()
@@ -122,6 +125,7 @@ class Publisher:
             return
         self.on_failed_start = None
         if before is EMPTY_SNAPSHOT or snapshot != before:
+            self._on_publishing(snapshot)
             self._fleet.publish(snapshot)
             self._counters.published_at = time.time()
             _log.info(

@@ -196,7 +196,7 @@ def files_at(root: str) -> list[str] | None:
     """
     if not os.path.isdir(root):
         return [root] if os.path.lexists(root) and os.path.exists(root) else None
-    paths = []
+    paths: list[str] = []
     for directory, directories, names in os.walk(root):
         directories[:] = sorted(name for name in directories if not name.startswith("."))
         paths.extend(
