@@ -209,6 +209,17 @@ def test_a_flush_formats_a_bounded_number_of_lines(tmp_path: Path) -> None:
     log.close()
 
 
+def test_a_busy_log_keeps_up_with_ten_flushes_a_second() -> None:
+    log = AccessLog(AccessLogPolicy(path="/dev/null", format="x"))
+    for _ in range(10):
+        for _ in range(2000):
+            log.append(entry())
+        log.flush()
+    assert log.counters.access_log_dropped == 0
+    log.close()
+    assert log.counters.access_log_written == 20_000
+
+
 def test_after_rotation_lines_go_to_the_new_file(tmp_path: Path) -> None:
     path = tmp_path / "access.log"
     log = AccessLog(AccessLogPolicy(path=str(path), format="x"))
