@@ -15,7 +15,10 @@ from meshproxy.model.workload import Workload, WorkloadLabels
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """version: short hash of the content. Mappings are keyed by Workload.id, Listener.name, RouteTable.name, Cluster.key."""
+    """version: short hash of the content.
+
+    Mappings are keyed by Workload.id, Listener.name, RouteTable.name and Cluster.key.
+    """
 
     version: str
     workloads: Mapping[str, Workload] = field(default_factory=dict)

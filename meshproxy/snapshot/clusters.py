@@ -1,0 +1,236 @@
+"""Service, port and subset, as one workload sees them → a cluster.
+
+Decides: which endpoints, under which policy, under which key. Clusters are made when a route first names them, so what
+nobody can reach costs nothing. Leaves to others: the policy's fields (traffic_policy), localities (localities).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from meshproxy.model.address import is_ip
+from meshproxy.model.cluster import Cluster, Discovery, HealthCheck
+from meshproxy.model.endpoint import Endpoint, Locality
+from meshproxy.resources.document import Resource
+from meshproxy.snapshot.destination_rules import DestinationRules, Rule, settings_for
+from meshproxy.snapshot.findings import Findings
+from meshproxy.snapshot.localities import (
+    HOSTNAME_LABEL,
+    LocalityPolicy,
+    Placed,
+    arrange,
+    effective_policy,
+    topology_labels,
+)
+from meshproxy.snapshot.peer_authentication import PeerAuthentications
+from meshproxy.snapshot.services import Instance, Service, ServicePort, Services
+from meshproxy.snapshot.traffic_policy import lb_policy, outlier_policy, pool_settings, upstream_tls
+from meshproxy.snapshot.workload_names import TLS_MODE_LABEL
+from meshproxy.snapshot.workloads import LocalWorkload
+
+UNIX_SCHEME = "unix://"
+
+
+def outbound_name(port: int, subset: str, host: str) -> str:
+    return f"outbound|{port}|{subset}|{host}"
+
+
+@dataclass(frozen=True, slots=True)
+class OwnPort:
+    """An inbound listener of this process, as other workloads reach it."""
+
+    identity: str
+    takes_mtls: bool
+
+
+class OutboundClusters:
+    """Makes and keeps the clusters that routes name. `built` is keyed by Cluster.key."""
+
+    def __init__(
+        self,
+        services: Services,
+        rules: DestinationRules,
+        peer_authentications: PeerAuthentications,
+        workloads: Sequence[LocalWorkload],
+        own_ports: Mapping[tuple[str, int], OwnPort],
+        findings: Findings,
+    ) -> None:
+        self.built: dict[str, Cluster] = {}
+        self._services = services
+        self._rules = rules
+        self._peer_authentications = peer_authentications
+        self._workloads = workloads
+        self._own_ports = own_ports
+        self._findings = findings
+        self._keys: dict[tuple[int, int, str], Mapping[str, str] | None] = {}
+        self._endpoints: dict[tuple[int, int, str, int], Sequence[tuple[Endpoint, Instance]]] = {}
+
+    def key(self, service: Service, port: int, subset: str, workload_id: str) -> str | None:
+        """Key of the cluster as the workload sees it; None where the port or the subset does not exist."""
+        at = (id(service), port, subset)
+        if at not in self._keys:
+            self._keys[at] = self._build(service, port, subset)
+        keys = self._keys[at]
+        return keys.get(workload_id) if keys is not None else None
+
+    def add(self, cluster: Cluster) -> None:
+        self.built[cluster.key] = cluster
+
+    def _build(self, service: Service, number: int, subset: str) -> Mapping[str, str] | None:
+        """Workload id → cluster key. Workloads that see the same share one cluster."""
+        port = service.port(number)
+        if port is None:
+            return None
+        seen: dict[tuple[int, Locality, str], Cluster | None] = {}
+        views: list[tuple[str, Cluster | None]] = []
+        for local in self._workloads:
+            rule = self._rules.find(service, local.workload)
+            # Labels matter only to failoverPriority, the locality only where endpoints are told apart by it.
+            labels_of = local.workload.id if self._orders_by_labels(service, rule, port, subset) else ""
+            view = (id(rule), local.locality, labels_of)
+            if view not in seen:
+                seen[view] = self._cluster(service, port, subset, rule, local)
+            views.append((local.workload.id, seen[view]))
+        keys: dict[str, str] = {}
+        distinct: list[tuple[str, Cluster]] = []
+        for workload_id, cluster in views:
+            if cluster is None:
+                continue
+            owner = next((first for first, known in distinct if known is cluster or known == cluster), None)
+            if owner is None:
+                distinct.append((workload_id, cluster))
+                owner = workload_id
+            keys[workload_id] = owner
+        name = outbound_name(number, subset, service.host)
+        suffixes = {first: f"@{first}" if len(distinct) > 1 else "" for first, _ in distinct}
+        for first, cluster in distinct:
+            self.add(replace(cluster, key=name + suffixes[first]) if suffixes[first] else cluster)
+        return {workload_id: name + suffixes[owner] for workload_id, owner in keys.items()}
+
+    def _orders_by_labels(self, service: Service, rule: Rule | None, port: ServicePort, subset: str) -> bool:
+        if service.traffic_distribution:
+            return True
+        if rule is None:
+            return False
+        balancer = settings_for(rule, port.number, rule.subsets.get(subset)).get("loadBalancer")
+        return balancer is not None and bool((balancer.value.get("localityLbSetting") or {}).get("failoverPriority"))
+
+    def _cluster(
+        self, service: Service, port: ServicePort, subset: str, rule: Rule | None, local: LocalWorkload
+    ) -> Cluster | None:
+        chosen = rule.subsets.get(subset) if rule is not None and subset else None
+        if subset and chosen is None:
+            return None
+        settings = settings_for(rule, port.number, chosen)
+        balancer, outlier = settings.get("loadBalancer"), settings.get("outlierDetection")
+        locality_policy = effective_policy(
+            balancer.value.get("localityLbSetting") if balancer is not None else None,
+            service.traffic_distribution,
+            outlier is not None,
+        )
+        endpoints = self._endpoints_of(service, port, subset, chosen.labels if chosen is not None else {}, rule)
+        proxy_labels = topology_labels(local.locality, local.workload.labels) if local.workload.labels else {}
+        localities, is_weighted = arrange(
+            _placed(endpoints, locality_policy), locality_policy, local.locality, proxy_labels
+        )
+        shaped_by: Resource = chosen.resource if chosen is not None else rule.resource if rule else service.resource
+        return Cluster(
+            name=outbound_name(port.number, subset, service.host),
+            key=outbound_name(port.number, subset, service.host),
+            service_host=service.host,
+            service_name=service.name,
+            service_namespace=service.namespace,
+            port=port.number,
+            subset=subset,
+            protocol=port.protocol,
+            discovery=_discovery(endpoint for endpoint, _ in endpoints),
+            localities=localities,
+            lb=lb_policy(balancer, outlier, is_weighted, self._findings),
+            outlier=outlier_policy(outlier),
+            tls=upstream_tls(settings.get("tls"), service.host, port.number, subset, service.is_external),
+            health_check=_health_check(endpoints),
+            source=shaped_by.source,
+            **pool_settings(settings.get("connectionPool"), settings.get("retryBudget"), port.protocol.is_http),
+        )
+
+    def _endpoints_of(
+        self, service: Service, port: ServicePort, subset: str, labels: Mapping[str, str], rule: Rule | None
+    ) -> Sequence[tuple[Endpoint, Instance]]:
+        at = (id(service), port.number, subset, id(rule) if subset else 0)
+        found = self._endpoints.get(at)
+        if found is None:
+            found = self._endpoints[at] = list(self._select(service, port, labels))
+        return found
+
+    def _select(
+        self, service: Service, port: ServicePort, labels: Mapping[str, str]
+    ) -> Iterable[tuple[Endpoint, Instance]]:
+        instances: Iterable[Instance] = service.instances
+        if service.alias_of:
+            real = self._services.find(service.alias_of, service.namespace)
+            if real is not None and not real.alias_of:
+                instances = real.instances
+                port = real.port(port.number) or port
+        wanted = labels.items()
+        seen: set[tuple[str, int]] = set()
+        for instance in instances:
+            if wanted and not wanted <= instance.labels.items():
+                continue
+            number = instance.port_for(port)
+            if number is None:
+                continue
+            endpoint = self._endpoint(service, instance, number)
+            # The same address twice would be two endpoints with one name in health reports.
+            address = (endpoint.address, endpoint.port)
+            if address not in seen:
+                seen.add(address)
+                yield endpoint, instance
+
+    def _endpoint(self, service: Service, instance: Instance, port: int) -> Endpoint:
+        address = instance.address
+        if address.startswith(UNIX_SCHEME):
+            address, port = address.removeprefix(UNIX_SCHEME), 0
+        identity = instance.identity
+        own = self._own_ports.get((address, port))
+        if own is not None:
+            identity, speaks_mtls = own.identity, own.takes_mtls
+        else:
+            speaks_mtls = instance.labels.get(TLS_MODE_LABEL) == "istio"
+            if speaks_mtls and self._peer_authentications.is_disabled(instance.namespace, instance.labels, port):
+                speaks_mtls = False
+        return Endpoint(
+            address=address,
+            port=port,
+            weight=instance.weight,
+            speaks_mtls=speaks_mtls,
+            spiffe_ids=((identity, *service.subject_alt_names) if identity else service.subject_alt_names),
+            workload=instance.workload,
+            labels=instance.labels,
+        )
+
+
+def _placed(endpoints: Iterable[tuple[Endpoint, Instance]], policy: LocalityPolicy) -> list[Placed]:
+    if not policy.failover_priority:
+        return [Placed(endpoint, instance.locality, instance.labels) for endpoint, instance in endpoints]
+    return [
+        Placed(
+            endpoint,
+            instance.locality,
+            topology_labels(
+                instance.locality,
+                {HOSTNAME_LABEL: instance.node, **instance.labels} if instance.node else instance.labels,
+            ),
+        )
+        for endpoint, instance in endpoints
+    ]
+
+
+def _discovery(endpoints: Iterable[Endpoint]) -> Discovery:
+    """By what the addresses are, whatever `resolution` says: an IP needs no DNS, and a name cannot do without."""
+    for endpoint in endpoints:
+        if not endpoint.address.startswith(("/", "@")) and not is_ip(endpoint.address):
+            return Discovery.STRICT_DNS
+    return Discovery.STATIC
+
+
+def _health_check(endpoints: Iterable[tuple[Endpoint, Instance]]) -> HealthCheck | None:
+    return next((instance.health_check for _, instance in endpoints if instance.health_check is not None), None)

@@ -1,0 +1,86 @@
+"""Listeners as they are collected: one address belongs to one workload, the first that asks for it."""
+
+from dataclasses import dataclass, field
+
+from meshproxy.model.listener import Listener
+from meshproxy.model.route import RouteTable, VirtualHost
+from meshproxy.resources.document import Resource
+from meshproxy.snapshot.findings import Findings
+
+UNIX_SCHEME = "unix://"
+
+
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """Where a listener listens: an IP address and port, or a unix socket path and port 0."""
+
+    address: str
+    port: int
+
+    @classmethod
+    def of(cls, written: str, port: int, default: str) -> "Bind":
+        """written: `bind` of a resource; empty means default."""
+        if written.startswith(UNIX_SCHEME):
+            return cls(written.removeprefix(UNIX_SCHEME), 0)
+        return cls(written or default, port)
+
+    @property
+    def is_unix(self) -> bool:
+        return self.address.startswith(("/", "@"))
+
+    @property
+    def name(self) -> str:
+        return self.address if self.is_unix else f"{self.address}_{self.port}"
+
+    def __str__(self) -> str:
+        if self.is_unix:
+            return self.address
+        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+
+
+@dataclass(slots=True)
+class Listeners:
+    """What will listen, and the route tables it serves."""
+
+    findings: Findings
+    by_name: dict[str, Listener] = field(default_factory=dict)
+    route_tables: dict[str, RouteTable] = field(default_factory=dict)
+
+    def is_free(self, bind: Bind, workload_id: str, resource: Resource, path: str) -> bool:
+        """False, and said so, where an earlier listener has the address."""
+        taken = self.by_name.get(bind.name)
+        if taken is None:
+            return True
+        owner = "it" if taken.workload_id == workload_id else taken.workload_id
+        message = f"{workload_id} asks for {bind}, where {owner} listens already (from {taken.source})"
+        self.findings.error(resource, path, message, "the first listener keeps it; give each its own bind or port")
+        return False
+
+    def add(self, listener: Listener, table: RouteTable | None = None) -> None:
+        self.by_name[listener.name] = listener
+        if table is not None:
+            self.route_tables[table.name] = table
+
+
+class VirtualHosts:
+    """Virtual hosts of one table. A domain belongs to the first that claims it."""
+
+    __slots__ = ("_claimed", "_hosts")
+
+    def __init__(self) -> None:
+        self._claimed: set[str] = set()
+        self._hosts: list[VirtualHost] = []
+
+    def add(self, host: VirtualHost) -> None:
+        domains = tuple(domain for domain in host.domains if domain not in self._claimed)
+        self._claimed.update(domains)
+        if domains == host.domains:
+            self._hosts.append(host)
+        elif domains:
+            self._hosts.append(VirtualHost(name=host.name, domains=domains, routes=host.routes))
+
+    def has(self, domain: str) -> bool:
+        return domain in self._claimed
+
+    def table(self, name: str) -> RouteTable:
+        return RouteTable(name=name, virtual_hosts=tuple(self._hosts))

@@ -1,0 +1,169 @@
+"""Settings of a DestinationRule → how a cluster balances, limits, ejects and encrypts.
+
+Source: Istio DestinationRule; istio pilot/pkg/networking/core/cluster_traffic_policy.go, cluster_tls.go.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from meshproxy.model.cluster import (
+    PLAINTEXT,
+    CircuitLimits,
+    LbKind,
+    LbPolicy,
+    OutlierPolicy,
+    RetryBudget,
+    SlowStart,
+    TcpKeepalive,
+    TlsMode,
+    UpstreamTls,
+)
+from meshproxy.snapshot.destination_rules import Setting
+from meshproxy.snapshot.findings import Findings
+
+_LB_KINDS = {
+    "LEAST_REQUEST": LbKind.LEAST_REQUEST,
+    "ROUND_ROBIN": LbKind.ROUND_ROBIN,
+    "RANDOM": LbKind.RANDOM,
+    "PASSTHROUGH": LbKind.PASSTHROUGH,
+}
+_SUCCESS_RATE_ANNOTATION = "meshproxy.io/success-rate"
+_FAILURE_PERCENTAGE_ANNOTATION = "meshproxy.io/failure-percentage"
+_DEFAULT_OUTLIER = OutlierPolicy()
+
+
+def lb_policy(
+    setting: Setting | None, outlier: Setting | None, is_locality_weighted: bool, findings: Findings
+) -> LbPolicy:
+    kind, slow_start = LbKind.LEAST_REQUEST, None
+    if setting is not None:
+        value = setting.value
+        kind = _LB_KINDS.get(value.get("simple") or "", LbKind.LEAST_REQUEST)
+        if kind is LbKind.PASSTHROUGH:
+            message = "PASSTHROUGH means the address the client meant to reach, which only captured traffic has"
+            findings.warn(setting.resource, f"{setting.path}.simple", message, "LEAST_REQUEST is used instead")
+            kind = LbKind.LEAST_REQUEST
+        slow_start = _slow_start(value)
+    # Istio turns panic off as soon as hosts can be ejected: better no answer than one from a host known to fail.
+    panic = 50.0 if outlier is None else float(outlier.value.get("minHealthPercent") or 0)
+    return LbPolicy(
+        kind=kind,
+        slow_start=slow_start if kind is not LbKind.RANDOM else None,
+        is_locality_weighted=is_locality_weighted,
+        panic_threshold_percent=panic,
+    )
+
+
+def _slow_start(value: Mapping[str, Any]) -> SlowStart | None:
+    warmup = value.get("warmup") or {}
+    window_s = warmup.get("duration")
+    if not window_s:
+        return None
+    return SlowStart(
+        window_s=float(window_s),
+        min_weight_percent=float(_number(warmup.get("minimumPercent"), 10.0)),
+        aggression=float(_number(warmup.get("aggression"), 1.0)),
+    )
+
+
+def _number(value: Any, default: float) -> float:
+    """A number, bare or as `{value: n}`."""
+    if isinstance(value, Mapping):
+        value = value.get("value")
+    return default if value is None else float(value)
+
+
+def outlier_policy(setting: Setting | None) -> OutlierPolicy | None:
+    """None where there is no outlierDetection: hosts are never ejected."""
+    if setting is None:
+        return None
+    value, default = setting.value, _DEFAULT_OUTLIER
+    consecutive_5xx = value.get("consecutive5xxErrors", default.consecutive_5xx)
+    if value.get("_countsConnectionFailures"):
+        # The old consecutiveErrors counted 502, 503, 504 and failures to connect. Those last count as 503 and 504
+        # anyway while local-origin errors are not split, so the gateway counter alone is what it meant.
+        consecutive_5xx = 0
+    base_ejection_s = value.get("baseEjectionTime") or default.base_ejection_s
+    codes = value.get("outlierDetectionHttpErrorCodes")
+    percent = value.get("maxEjectionPercent")
+    annotations = setting.resource.annotations
+    return OutlierPolicy(
+        consecutive_5xx=consecutive_5xx,
+        consecutive_gateway_failure=value.get("consecutiveGatewayErrors") or 0,
+        consecutive_local_origin_failure=value.get("consecutiveLocalOriginFailures")
+        or default.consecutive_local_origin_failure,
+        split_external_local_origin=bool(value.get("splitExternalLocalOriginErrors")),
+        interval_s=value.get("interval") or default.interval_s,
+        base_ejection_s=base_ejection_s,
+        max_ejection_s=max(default.max_ejection_s, base_ejection_s),
+        max_ejection_percent=default.max_ejection_percent if percent is None else percent,
+        # Who writes a percentage gets exactly that, as in Istio.
+        always_eject_one=percent is None,
+        enforce_success_rate=annotations.get(_SUCCESS_RATE_ANNOTATION) == "true",
+        enforce_failure_percentage=annotations.get(_FAILURE_PERCENTAGE_ANNOTATION) == "true",
+        error_codes=frozenset(int(code) for code in codes) if codes else None,
+    )
+
+
+def pool_settings(pool: Setting | None, retry_budget: Setting | None, is_http: bool) -> dict[str, Any]:
+    """The Cluster fields that connectionPool and retryBudget set. Zero means "not given", as in Istio."""
+    tcp = (pool.value.get("tcp") if pool else None) or {}
+    http = (pool.value.get("http") if pool else None) or {}
+    limits: dict[str, Any] = {
+        "max_connections": tcp.get("maxConnections"),
+        "max_pending_requests": http.get("http1MaxPendingRequests"),
+        "max_requests": http.get("http2MaxRequests"),
+        "max_retries": http.get("maxRetries"),
+    }
+    limits = {name: number for name, number in limits.items() if number}
+    if retry_budget is not None:
+        limits["retry_budget"] = RetryBudget(
+            percent=_number(retry_budget.value.get("percent"), 20.0),
+            min_concurrency=retry_budget.value.get("minRetryConcurrency") or 3,
+        )
+    found: dict[str, Any] = {"limits": CircuitLimits(**limits)} if limits else {}
+    if tcp.get("connectTimeout"):
+        found["connect_timeout_s"] = tcp["connectTimeout"]
+    if tcp.get("maxConnectionDuration"):
+        found["max_connection_duration_s"] = tcp["maxConnectionDuration"]
+    if tcp.get("tcpKeepalive") is not None:
+        found["tcp_keepalive"] = _keepalive(tcp["tcpKeepalive"])
+    if http.get("maxRequestsPerConnection"):
+        found["max_requests_per_connection"] = http["maxRequestsPerConnection"]
+    idle_s = (http if is_http else tcp).get("idleTimeout")
+    if idle_s is not None:
+        found["idle_timeout_s"] = idle_s or None
+    return found
+
+
+def _keepalive(value: Mapping[str, Any]) -> TcpKeepalive:
+    """setsockopt takes whole seconds, at least one."""
+
+    def seconds(name: str) -> int | None:
+        return max(1, round(value[name])) if value.get(name) else None
+
+    return TcpKeepalive(time_s=seconds("time"), interval_s=seconds("interval"), probes=value.get("probes") or None)
+
+
+def upstream_tls(setting: Setting | None, host: str, port: int, subset: str, is_external: bool) -> UpstreamTls:
+    """Without tls: auto-mTLS inside the mesh, plaintext to the outside."""
+    mesh_sni = f"outbound_.{port}_.{subset}_.{host}"
+    if setting is None:
+        return PLAINTEXT if is_external else UpstreamTls(mode=TlsMode.AUTO, sni=mesh_sni)
+    value = setting.value
+    mode = TlsMode(value.get("mode") or "DISABLE")
+    if mode is TlsMode.DISABLE:
+        return PLAINTEXT
+    sans = tuple(value.get("subjectAltNames") or ())
+    if mode is TlsMode.ISTIO_MUTUAL:
+        return UpstreamTls(mode=mode, sni=value.get("sni") or mesh_sni, subject_alt_names=sans)
+    return UpstreamTls(
+        mode=mode,
+        # Istio sends the request's authority; the host is what clients of this cluster call it by.
+        sni=value.get("sni") or ("" if host.startswith("*") else host),
+        subject_alt_names=sans,
+        ca_file=value.get("caCertificates"),
+        certificate_file=value.get("clientCertificate"),
+        key_file=value.get("privateKey"),
+        insecure_skip_verify=bool(value.get("insecureSkipVerify")),
+    )
