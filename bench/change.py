@@ -39,7 +39,7 @@ def wait_revision(port: int, revision: int, timeout_s: float = 30.0) -> float:
 
 def endpoint_churn(settings: Settings, outcome: Outcome) -> None:
     """All addresses of 10,000 endpoints change at once, while 1,000 req/s go to a service that does not change."""
-    for shape, (services, endpoints) in (("one service of 10,000", (1, 10_000)), ("1,000 services of 10", (1000, 10))):
+    for shape, (services, endpoints) in (("4 services of 2,500", (4, 2500)), ("1,000 services of 10", (1000, 10))):
         stalls, slowest, effects = [], [], []
         with Workspace(settings.pinned("split")) as workspace:
             source = origin.start(workspace)
