@@ -199,7 +199,7 @@ class Cluster:
     max_connection_duration_s: float | None = None
     tcp_keepalive: TcpKeepalive | None = None
     health_check: HealthCheck | None = None
-    source: str = ""
+    source: str = field(default="", compare=False)
     """file:line of the resource that shaped it, for /config_dump; not part of equality of traffic."""
 
 

@@ -1,6 +1,6 @@
 """A listener: a bound address and what is done with connections to it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from meshproxy.model.cluster import Protocol
@@ -75,7 +75,7 @@ class Listener:
     """First match wins; for TCP and for what AUTO finds not to be HTTP."""
     idle_timeout_s: float | None = 3600.0
     max_connections: int | None = None
-    source: str = ""
+    source: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

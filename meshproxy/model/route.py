@@ -3,7 +3,7 @@
 Source: istio pilot/pkg/networking/core/route/route.go; Envoy route_components.proto.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 
@@ -128,7 +128,7 @@ class Route:
     retry: RetryPolicy | None = None
     request_headers: HeaderOps = NO_HEADER_OPS
     response_headers: HeaderOps = NO_HEADER_OPS
-    source: str = ""
+    source: str = field(default="", compare=False)
     """file:line of the resource."""
 
 

@@ -6,13 +6,14 @@ nobody can reach costs nothing. Leaves to others: the policy's fields (traffic_p
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
-from meshproxy.model.address import is_ip
 from meshproxy.model.cluster import Cluster, Discovery, HealthCheck
 from meshproxy.model.endpoint import Endpoint, Locality
 from meshproxy.resources.document import Resource
 from meshproxy.snapshot.destination_rules import DestinationRules, Rule, settings_for
 from meshproxy.snapshot.findings import Findings
+from meshproxy.snapshot.listeners import UNIX_SCHEME
 from meshproxy.snapshot.localities import (
     HOSTNAME_LABEL,
     LocalityPolicy,
@@ -27,7 +28,7 @@ from meshproxy.snapshot.traffic_policy import lb_policy, outlier_policy, pool_se
 from meshproxy.snapshot.workload_names import TLS_MODE_LABEL
 from meshproxy.snapshot.workloads import LocalWorkload
 
-UNIX_SCHEME = "unix://"
+_T = TypeVar("_T")
 
 
 def outbound_name(port: int, subset: str, host: str) -> str:
@@ -62,6 +63,7 @@ class OutboundClusters:
         self._own_ports = own_ports
         self._findings = findings
         self._keys: dict[tuple[int, int, str], Mapping[str, str] | None] = {}
+        self._shared: dict[Any, Any] = {}
         self._endpoints: dict[tuple[int, int, str, int], Sequence[tuple[Endpoint, Instance]]] = {}
 
     def key(self, service: Service, port: int, subset: str, workload_id: str) -> str | None:
@@ -144,13 +146,18 @@ class OutboundClusters:
             protocol=port.protocol,
             discovery=_discovery(endpoint for endpoint, _ in endpoints),
             localities=localities,
-            lb=lb_policy(balancer, outlier, is_weighted, self._findings),
-            outlier=outlier_policy(outlier),
+            lb=self._share(lb_policy(balancer, outlier, is_weighted, self._findings)),
+            outlier=self._share(outlier_policy(outlier)),
             tls=upstream_tls(settings.get("tls"), service.host, port.number, subset, service.is_external),
             health_check=_health_check(endpoints),
             source=shaped_by.source,
             **pool_settings(settings.get("connectionPool"), settings.get("retryBudget"), port.protocol.is_http),
         )
+
+    def _share(self, policy: _T) -> _T:
+        """Equal policies are one object: a thousand clusters have a handful of them."""
+        shared: _T = self._shared.setdefault(policy, policy)
+        return shared
 
     def _endpoints_of(
         self, service: Service, port: ServicePort, subset: str, labels: Mapping[str, str], rule: Rule | None
@@ -227,7 +234,9 @@ def _placed(endpoints: Iterable[tuple[Endpoint, Instance]], policy: LocalityPoli
 def _discovery(endpoints: Iterable[Endpoint]) -> Discovery:
     """By what the addresses are, whatever `resolution` says: an IP needs no DNS, and a name cannot do without."""
     for endpoint in endpoints:
-        if not endpoint.address.startswith(("/", "@")) and not is_ip(endpoint.address):
+        address = endpoint.address
+        # Names whose last label is a number do not exist, so this tells IP addresses without parsing them.
+        if address[:1] not in ("/", "@") and ":" not in address and not address.rpartition(".")[2].isdecimal():
             return Discovery.STRICT_DNS
     return Discovery.STATIC
 

@@ -71,7 +71,8 @@ class Inbound:
                 asker, owner = ingress.local.workload.id, first.local.workload.id
                 message = f"{asker} asks for {ingress.bind}, where {owner} listens already"
                 action = "the first listener keeps it; give each workload a Sidecar with its own bind or port"
-                findings.error(ingress.sidecar, ingress.path, message, action)
+                report = findings.warn if ingress.sidecar is first.sidecar else findings.error
+                report(ingress.sidecar, ingress.path, message, action)
 
     def own_ports(self) -> dict[tuple[str, int], OwnPort]:
         """(address, port) → the workload that other workloads meet there."""

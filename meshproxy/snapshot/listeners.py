@@ -53,7 +53,9 @@ class Listeners:
             return True
         owner = "it" if taken.workload_id == workload_id else taken.workload_id
         message = f"{workload_id} asks for {bind}, where {owner} listens already (from {taken.source})"
-        self.findings.error(resource, path, message, "the first listener keeps it; give each its own bind or port")
+        # One Sidecar that happens to govern several workloads is a default; two resources that clash are a mistake.
+        report = self.findings.warn if taken.source == resource.source else self.findings.error
+        report(resource, path, message, "the first listener keeps it; give each its own bind or port")
         return False
 
     def add(self, listener: Listener, table: RouteTable | None = None) -> None:
