@@ -12,7 +12,7 @@ from meshproxy.model.endpoint import Endpoint
 class EndpointState:
     """One endpoint as one worker sees it now. `upstream` extends it with the connection pool."""
 
-    __slots__ = ("endpoint", "active_requests", "is_ejected", "is_unhealthy", "is_degraded", "joined_at", "weight")
+    __slots__ = ("active_requests", "endpoint", "is_degraded", "is_ejected", "is_unhealthy", "joined_at", "weight")
 
     def __init__(self, endpoint: Endpoint, now: float) -> None:
         self.endpoint = endpoint
