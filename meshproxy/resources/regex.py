@@ -6,6 +6,7 @@ is taken only if RE2 would take it and backtracking cannot explode on it. What i
 Source: RE2 syntax (github.com/google/re2/wiki/Syntax); Istio's limit of 1024 characters.
 """
 
+import math
 import re
 import warnings
 from re import _constants as op  # type: ignore[attr-defined]
@@ -14,6 +15,9 @@ from typing import Any, Final
 
 MAX_LENGTH: Final = 1024
 _MAX_REPEAT: Final = 1000  # RE2's own bound on {n,m}
+_MAX_DEPTH: Final = 50
+_MAX_CHOICE_BITS: Final = 10  # a thousand ways to match one text, each tried before giving up
+_OPEN_ENOUGH: Final = 32  # {0,32} is counted as unbounded
 _MAX_SIZE: Final = 10_000  # characters after counted repeats are written out: (a{1000}){1000} is short and huge
 
 
@@ -23,8 +27,8 @@ def check_regex(pattern: str) -> str | None:
         return f"the regex has {len(pattern)} characters and may have {MAX_LENGTH}"
     if "[[:" in pattern or "[^[:" in pattern:
         return r"POSIX classes such as [[:alpha:]] are not supported; write the range"
-    if re.search(r"\\[pPQECz]", re.sub(r"\\\\", "", pattern)):
-        return r"\p, \P, \Q, \E, \C and \z are not supported"
+    if re.search(r"\\[pPQECzZ]", re.sub(r"\\\\", "", pattern)):
+        return r"\p, \P, \Q, \E, \C, \z and \Z are not supported"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -34,7 +38,10 @@ def check_regex(pattern: str) -> str | None:
         what = getattr(e, "msg", "") or "too complex"
         return f"not a regex: {what}"
     try:
-        _walk(tree, 0)
+        walk = _Walk()
+        walk.sequence(tree, 0)
+        if walk.choice_bits(tree) > _MAX_CHOICE_BITS:
+            return "one text can be matched in more than a thousand ways, as by a?a?a?…, and each may be tried"
     except _Unsafe as e:
         return str(e)
     return None
@@ -74,81 +81,24 @@ _CATEGORIES: Final = {
 
 
 class _Shape:
-    """What matters of a part: the characters it may begin with, all it may hold, whether it may be empty, its size."""
+    """What matters of a part of the regex."""
 
-    __slots__ = ("can_be_empty", "first", "has_open_repeat", "holds", "size")
+    __slots__ = ("can_be_empty", "first", "holds", "powers", "size")
 
-    def __init__(
-        self, first: _Chars, holds: _Chars, can_be_empty: bool, size: int = 1, has_open_repeat: bool = False
-    ) -> None:
+    def __init__(self, first: _Chars, holds: _Chars, can_be_empty: bool, size: int = 1, powers: int = 0) -> None:
+        """first: characters it may begin with; holds: characters it may contain; size: with repeats written out.
+
+        powers: unbounded repeats in it that can trade characters, each another power of the text's length in time.
+        """
         self.first = first
         self.holds = holds
         self.can_be_empty = can_be_empty
         self.size = size
-        self.has_open_repeat = has_open_repeat
+        self.powers = powers
 
 
 _EMPTY: Final = _Shape(_NOTHING, _NOTHING, True, 0)
-
-
-def _walk(items: Any, depth: int) -> _Shape:
-    """Shape of a sequence; raises where matching it could take more than quadratic time."""
-    if depth > 50:
-        raise _Unsafe("the regex nests too deeply")
-    shapes = [_item(code, argument, depth) for code, argument in items]
-    _refuse_runs(shapes, [code for code, _ in items])
-    first, holds, can_be_empty, size, has_open = _NOTHING, _NOTHING, True, 0, False
-    for shape in shapes:
-        if can_be_empty:
-            first |= shape.first
-        holds |= shape.holds
-        can_be_empty = can_be_empty and shape.can_be_empty
-        size += shape.size
-        has_open = has_open or shape.has_open_repeat
-    if size > _MAX_SIZE:
-        raise _Unsafe("the regex is too large once its counted repeats are written out")
-    return _Shape(first, holds, can_be_empty, size, has_open)
-
-
-def _refuse_runs(shapes: list[_Shape], codes: list[Any]) -> None:
-    """Open repeats that can trade characters: each one more is another power of the text's length.
-
-    Two are quadratic, and `.*a.*` is everyday; three are refused.
-    """
-    run = 0
-    reach = _NOTHING
-    for shape, code in zip(shapes, codes, strict=True):
-        if shape.has_open_repeat:
-            if run and not reach.meets(shape.holds):
-                run = 0
-            run += 1
-            reach = shape.holds
-            if run > 2 and code in _REPEATS:
-                raise _Unsafe("three unbounded repeats in a row can match the same text, which takes cubic time")
-        elif not shape.can_be_empty and run and not reach.meets(shape.first):
-            run = 0
-            reach = _NOTHING
-
-
 _REPEATS: Final = (op.MAX_REPEAT, op.MIN_REPEAT)
-
-
-def _item(code: Any, argument: Any, depth: int) -> _Shape:
-    if code in (op.LITERAL, op.NOT_LITERAL, op.IN, op.ANY):
-        chars = _chars(code, argument)
-        return _Shape(chars, chars, False)
-    if code is op.AT:
-        return _EMPTY
-    if code is op.SUBPATTERN:
-        return _walk(argument[3], depth + 1)
-    if code is op.BRANCH:
-        return _branch(argument[1], depth)
-    if code in _REPEATS:
-        return _repeat(argument, depth)
-    name = _NAMES.get(code)
-    raise _Unsafe(f"RE2 has no {name or str(code).lower()}")
-
-
 _NAMES: Final = {
     op.GROUPREF: r"back-references such as \1",
     op.GROUPREF_IGNORE: r"back-references such as \1",
@@ -160,55 +110,159 @@ _NAMES: Final = {
 }
 
 
-def _branch(branches: Any, depth: int) -> _Shape:
-    shapes = [_walk(branch, depth + 1) for branch in branches]
-    first, holds = _NOTHING, _NOTHING
-    for shape in shapes:
-        first |= shape.first
-        holds |= shape.holds
-    return _Shape(
-        first,
-        holds,
-        any(shape.can_be_empty for shape in shapes),
-        sum(shape.size for shape in shapes) + 1,
-        any(shape.has_open_repeat for shape in shapes),
-    )
+class _Walk:
+    """Works out shapes from the leaves up; raises _Unsafe at the first part that could explode.
 
+    Looks one character ahead, and so refuses some harmless regexes. Shapes are kept by the identity of their part: the
+    parts of nested repeats are asked for at every level.
+    """
 
-def _repeat(argument: Any, depth: int) -> _Shape:
-    low, high, body = argument
-    shape = _walk(body, depth + 1)
-    is_open = high is op.MAXREPEAT
-    if (not is_open and high > _MAX_REPEAT) or low > _MAX_REPEAT:
-        raise _Unsafe(f"RE2 repeats at most {_MAX_REPEAT} times")
-    repeats_itself = is_open or high > 1
-    if repeats_itself:
-        if shape.can_be_empty and is_open:
+    __slots__ = ("_shapes",)
+
+    def __init__(self) -> None:
+        self._shapes: dict[tuple[int, int], _Shape] = {}
+
+    def sequence(self, items: Any, depth: int) -> _Shape:
+        if depth > _MAX_DEPTH:
+            raise _Unsafe("the regex nests too deeply")
+        shapes = [self._item(code, argument, depth) for code, argument in items]
+        first, holds, can_be_empty, size = _NOTHING, _NOTHING, True, 0
+        for shape in shapes:
+            if can_be_empty:
+                first |= shape.first
+            holds |= shape.holds
+            can_be_empty = can_be_empty and shape.can_be_empty
+            size += shape.size
+        if size > _MAX_SIZE:
+            raise _Unsafe("the regex is too large once its counted repeats are written out")
+        # `.*` at the end takes whatever is left and never gives back.
+        trading = shapes[:-1] if depth == 0 and shapes and _takes_all(*items[-1]) else shapes
+        return _Shape(first, holds, can_be_empty, size, _powers(trading))
+
+    def _item(self, code: Any, argument: Any, depth: int) -> _Shape:
+        if code in (op.LITERAL, op.NOT_LITERAL, op.IN, op.ANY):
+            chars = _chars(code, argument)
+            return _Shape(chars, chars, False)
+        if code is op.AT:
+            return _EMPTY
+        key = (int(code), id(argument))
+        shape = self._shapes.get(key)
+        if shape is None:
+            if code is op.SUBPATTERN:
+                shape = self.sequence(argument[3], depth + 1)
+            elif code is op.BRANCH:
+                shape = self._branch(argument[1], depth)
+            elif code in _REPEATS:
+                shape = self._repeat(argument, depth)
+            else:
+                raise _Unsafe(f"RE2 has no {_NAMES.get(code) or str(code).lower()}")
+            self._shapes[key] = shape
+        return shape
+
+    def _branch(self, branches: Any, depth: int) -> _Shape:
+        shapes = [self.sequence(branch, depth + 1) for branch in branches]
+        first, holds = _NOTHING, _NOTHING
+        for shape in shapes:
+            first |= shape.first
+            holds |= shape.holds
+        return _Shape(
+            first,
+            holds,
+            any(shape.can_be_empty for shape in shapes),
+            sum(shape.size for shape in shapes) + 1,
+            max(shape.powers for shape in shapes),
+        )
+
+    def _repeat(self, argument: Any, depth: int) -> _Shape:
+        low, high, body = argument
+        shape = self.sequence(body, depth + 1)
+        is_open = high is op.MAXREPEAT
+        if (not is_open and high > _MAX_REPEAT) or low > _MAX_REPEAT:
+            raise _Unsafe(f"RE2 repeats at most {_MAX_REPEAT} times")
+        if is_open and shape.can_be_empty:
             raise _Unsafe(
                 "it repeats something that can be empty without bound, as in (a*)*, which can take exponential time"
             )
-        if shape.has_open_repeat and (is_open or high > 2) and _is_ambiguous(body, shape):
+        if (is_open or high > 1) and shape.powers and self._has_ambiguous_bounds(body):
             raise _Unsafe("it repeats a repeat without bound, as in (a+)+, which can take exponential time")
-        if (is_open or high > 10) and _has_overlapping_branches(body, depth):
+        if is_open and self.choice_bits(body, shape.first, depth + 1, is_repeated=True) > 0:
             raise _Unsafe(
                 "it repeats alternatives that can match the same text, as in (a|a)*, which can take exponential time"
             )
-    size = shape.size * (max(low, 1) if is_open else max(high, 1))
-    return _Shape(shape.first, shape.holds, shape.can_be_empty or low == 0, size, is_open or shape.has_open_repeat)
+        size = shape.size * (max(low, 1) if is_open else max(high, 1))
+        powers = max(shape.powers, 1) if is_open or high - low >= _OPEN_ENOUGH else shape.powers
+        return _Shape(shape.first, shape.holds, shape.can_be_empty or low == 0, size, powers)
+
+    def _has_ambiguous_bounds(self, body: Any) -> bool:
+        """Can one text be cut into rounds of this body in several ways?
+
+        Not if each round begins with something its open repeats cannot hold, as in (/[a-z]+)*, or ends so: ([a-z]+/)*.
+        """
+        shapes = [self._item(code, argument, 1) for code, argument in _flat(body)]
+        held = _NOTHING
+        for shape in shapes:
+            if shape.powers:
+                held |= shape.holds
+        return all(end.can_be_empty or end.powers or end.holds.meets(held) for end in (shapes[0], shapes[-1]))
+
+    def choice_bits(self, items: Any, after: _Chars = _NOTHING, depth: int = 0, *, is_repeated: bool = False) -> float:
+        """Binary logarithm of the ways in which one text can be matched. after: what may follow the items.
+
+        Unbounded repeats of the top level are not counted: their ways are the powers of a shape.
+        """
+        shapes = [self._item(code, argument, depth) for code, argument in items]
+        bits = 0.0
+        for index, (code, argument) in enumerate(items):
+            following = _first_of(shapes[index + 1 :], after)
+            if code is op.SUBPATTERN:
+                bits += self.choice_bits(argument[3], following, depth + 1, is_repeated=is_repeated)
+            elif code is op.BRANCH:
+                branches = [self.sequence(branch, depth + 1) for branch in argument[1]]
+                empty = sum(branch.can_be_empty for branch in branches)
+                if (
+                    empty > 1
+                    or (empty and shapes[index].holds.meets(following))
+                    or (not _are_distinct_words(argument[1])
+                    and any(
+                        branch.first.meets(other.first) for at, branch in enumerate(branches) for other in branches[:at]
+                    ))
+                ):
+                    bits += math.log2(len(branches))
+                bits += max(
+                    self.choice_bits(branch, following, depth + 1, is_repeated=is_repeated) for branch in argument[1]
+                )
+            elif code in _REPEATS:
+                low, high, body = argument
+                is_open = high is op.MAXREPEAT
+                if low != high and shapes[index].holds.meets(following) and (is_repeated or not is_open):
+                    bits += 1 if is_open else math.log2(high - low + 1)
+                if not is_open:
+                    inside = self.choice_bits(
+                        body, following | shapes[index].first, depth + 1, is_repeated=is_repeated or high > 1
+                    )
+                    bits += inside * max(high, 1)
+        return bits
 
 
-def _is_ambiguous(body: Any, shape: _Shape) -> bool:
-    """Can one text be cut into rounds of this body in several ways?
+def _takes_all(code: Any, argument: Any) -> bool:
+    return code in _REPEATS and argument[1] is op.MAXREPEAT and [kind for kind, _ in argument[2]] == [op.ANY]
 
-    Not if each round begins with something its open repeats cannot hold, as in (/[a-z]+)*, or ends so: ([a-z]+/)*.
-    """
-    items = list(_flat(body))
-    held = _open_parts(items)
-    shapes = [_item(code, argument, 1) for code, argument in items]
-    for end in (shapes[0], shapes[-1]) if shapes else ():
-        if not end.can_be_empty and not end.has_open_repeat and not end.holds.meets(held):
-            return False
-    return True
+
+def _powers(shapes: list[_Shape]) -> int:
+    """Most powers of any run of parts that can trade characters: two are everyday (`.*a.*b`), three are refused."""
+    most = run = 0
+    reach = _NOTHING
+    for shape in shapes:
+        if shape.powers:
+            run = run + shape.powers if reach.meets(shape.holds) else shape.powers
+            reach = shape.holds
+            most = max(most, run)
+            if run > 2:
+                raise _Unsafe("three unbounded repeats in a row can match the same text, which takes cubic time")
+        elif not shape.can_be_empty and not reach.meets(shape.first):
+            run = 0
+            reach = _NOTHING
+    return most
 
 
 def _flat(items: Any) -> Any:
@@ -220,35 +274,14 @@ def _flat(items: Any) -> Any:
             yield code, argument
 
 
-def _open_parts(items: Any) -> _Chars:
-    held = _NOTHING
-    for code, argument in items:
-        shape = _item(code, argument, 1)
-        if shape.has_open_repeat:
-            held |= shape.holds
-    return held
-
-
-def _has_overlapping_branches(body: Any, depth: int) -> bool:
-    """Alternatives (or optional parts) of a repeated body that begin alike, so that each round has two ways to go."""
-    items = list(_flat(body))
-    for index, (code, argument) in enumerate(items):
-        if code is op.BRANCH:
-            shapes = [_walk(branch, depth + 1) for branch in argument[1]]
-            for at, shape in enumerate(shapes):
-                if any(shape.first.meets(other.first) for other in shapes[:at]) and not _are_distinct_words(
-                    argument[1]
-                ):
-                    return True
-        if code in _REPEATS and argument[0] != argument[1]:
-            # a? a, or a{1,3}: what follows (or the next round) may begin with what the optional part holds.
-            shape = _item(code, argument, depth + 1)
-            following = items[index + 1 :] or items
-            if not shape.has_open_repeat and any(
-                shape.holds.meets(_item(c, a, depth + 1).first) for c, a in following[:1]
-            ):
-                return True
-    return False
+def _first_of(shapes: list[_Shape], after: _Chars) -> _Chars:
+    """The characters with which the shapes, or what comes after them, may begin."""
+    first = _NOTHING
+    for shape in shapes:
+        first |= shape.first
+        if not shape.can_be_empty:
+            return first
+    return first | after
 
 
 def _are_distinct_words(branches: Any) -> bool:
