@@ -39,8 +39,6 @@ class Document:
     text: str
     first_line: int
     """1-based line of the file on which text begins."""
-    ordinal: int = 0
-    """Which document of the text this is; more than one only where `...` and no `---` parts them."""
     line: int = 0
     """Where its first key stands."""
     root: Value = None
@@ -48,7 +46,7 @@ class Document:
 
     def line_of(self, path: Path) -> int:
         """Line of the field, or of the nearest field around it that was written."""
-        return line_of(_lines(self.text, self.first_line, self.ordinal), path)
+        return line_of(_lines(self.text, self.first_line), path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +64,7 @@ class Marks(Mapping[str, int]):
     Holds the document's text instead of a table: most resources are never asked.
     """
 
-    __slots__ = ("_first_line", "_line", "_moved", "_ordinal", "_text")
+    __slots__ = ("_first_line", "_line", "_moved", "_text")
 
     def __init__(self, document: Document, moved: Mapping[str, str], *, keeps_text: bool = True) -> None:
         """moved: canonical path → path as written, for fields that were moved to today's place.
@@ -76,11 +74,10 @@ class Marks(Mapping[str, int]):
         self._text = document.text if keeps_text else ""
         self._first_line = document.first_line
         self._line = document.line
-        self._ordinal = document.ordinal
         self._moved = moved
 
     def _lines(self) -> "_Lines":
-        return _lines(self._text, self._first_line, self._ordinal) if self._text else (self._line, None)
+        return _lines(self._text, self._first_line) if self._text else (self._line, None)
 
     def __getitem__(self, field: str) -> int:
         for today, written in self._moved.items():
@@ -189,6 +186,8 @@ def documents(data: str | bytes) -> Iterator[Document]:
     else:
         text = data
     text = text.removeprefix("\ufeff")
+    if "\r" in text:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
     starts = [0, *(found.start() for found in _MARKER.finditer(text)), len(text)]
     line = 1
     for start, end in pairwise(starts):
@@ -209,9 +208,9 @@ def _read(text: str, first_line: int) -> Iterator[Document]:
         return  # directives before the first `---`
     builder = _Builder(text, first_line)
     try:
-        for ordinal, (line, root) in enumerate(builder.roots()):
+        for line, root in builder.roots():
             if root is not None:
-                yield Document(text, first_line, ordinal, line, root)
+                yield Document(text, first_line, line, root)
     except _Refused as e:
         path: Path = None
         for key in reversed(e.path):
@@ -485,8 +484,8 @@ _Lines = tuple[int, Any]
 
 
 @lru_cache(maxsize=4)
-def _lines(text: str, first_line: int, ordinal: int) -> _Lines:
-    """Shape and lines of one document of the text. Only called for documents that were read without a refusal."""
+def _lines(text: str, first_line: int) -> _Lines:
+    """Shape and lines of the text's document. Only called for documents that were read without a refusal."""
     next_event: Callable[[], Any] = CParser(text).get_event
     anchors: dict[str, _Lines] = {}
 
@@ -517,11 +516,7 @@ def _lines(text: str, first_line: int, ordinal: int) -> _Lines:
     while True:
         event = next_event()
         if type(event) in (yaml.ScalarEvent, yaml.MappingStartEvent, yaml.SequenceStartEvent):
-            found = read(event, first_line + event.start_mark.line)
-            if ordinal == 0:
-                return found
-            ordinal -= 1
-            anchors.clear()
+            return read(event, first_line + event.start_mark.line)
 
 
 def line_of(lines: _Lines, path: Path) -> int:

@@ -222,10 +222,14 @@ class _Walk:
                 if (
                     empty > 1
                     or (empty and shapes[index].holds.meets(following))
-                    or (not _are_distinct_words(argument[1])
-                    and any(
-                        branch.first.meets(other.first) for at, branch in enumerate(branches) for other in branches[:at]
-                    ))
+                    or (
+                        not _are_distinct_words(argument[1])
+                        and any(
+                            branch.first.meets(other.first)
+                            for at, branch in enumerate(branches)
+                            for other in branches[:at]
+                        )
+                    )
                 ):
                     bits += math.log2(len(branches))
                 bits += max(
