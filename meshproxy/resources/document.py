@@ -24,6 +24,7 @@ MAX_BYTES: Final = 8 * 1024 * 1024
 MAX_DEPTH: Final = 100
 """Deepest nesting. Istio's own API nests 12 levels."""
 _SPARE_VALUES: Final = 1000
+_MAX_INTERNED: Final = 64
 
 Value = Any
 """dict[str, Value] | list[Value] | str | int | float | bool | None"""
@@ -217,10 +218,26 @@ def _read(text: str, first_line: int) -> Iterator[Document]:
             path = (path, key)
         yield Document(text, first_line, refusal=Refusal(e.line, e.message, path))
     except yaml.MarkedYAMLError as e:
-        mark = e.problem_mark or e.context_mark
-        yield Document(text, first_line, refusal=Refusal(first_line + (mark.line if mark else 0), _syntax(e, text)))
+        yield Document(text, first_line, refusal=Refusal(first_line + _line_of_error(e, text), _syntax(e, text)))
     except (yaml.YAMLError, ValueError) as e:
         yield Document(text, first_line, refusal=Refusal(first_line, f"not YAML: {e}"))
+
+
+def _line_of_error(e: yaml.MarkedYAMLError, text: str) -> int:
+    """0-based. What is missed only at the end of the text is shown where it was opened."""
+    last = text.rstrip().count("\n")
+    mark = e.problem_mark
+    if mark is not None and mark.line > last and e.context_mark is not None:
+        mark = e.context_mark
+    return min(mark.line, last) if mark is not None else 0
+
+
+_CONTEXTS: Final = {
+    "while parsing a flow sequence": "in a list [ … ]",
+    "while parsing a flow mapping": "in a mapping { … }",
+    "while parsing a flow node": "inside [ … ] or { … }",
+    "while scanning a quoted scalar": "in a quoted scalar",
+}
 
 
 def _syntax(e: yaml.MarkedYAMLError, text: str) -> str:
@@ -237,8 +254,8 @@ def _syntax(e: yaml.MarkedYAMLError, text: str) -> str:
         return "not YAML: a second ': ' on this line, or wrong indentation"
     if problem in ("did not find expected key", "did not find expected '-' indicator"):
         return f"not YAML: {problem}; the indentation does not fit the lines above"
-    if e.context and e.context_mark is not None and e.problem:
-        return f"not YAML: {e.context}, {problem}"
+    if e.context and e.problem:
+        return f"not YAML: {_CONTEXTS.get(e.context, e.context)}, {problem}"
     return f"not YAML: {problem}"
 
 
@@ -384,7 +401,8 @@ class _Builder:
                         if value is _MISSING:
                             value = self._scalar(event)
                     else:
-                        value = text
+                        # Zones, node names and kinds repeat in every endpoint of a large mesh.
+                        value = sys.intern(text) if len(text) <= _MAX_INTERNED else text
                 else:
                     value = self._build(event, depth + 1)
                 out[key] = value

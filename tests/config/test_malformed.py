@@ -81,8 +81,8 @@ DISTRIBUTE = "    loadBalancer:\n      localityLbSetting:\n        distribute:\n
 CASES = [
     # ── not YAML, or not the YAML that Kubernetes reads ──
     Case("tab", "spec:\n\thost: a\n", E, 2, "", "a tab indents this line"),
-    Case("unclosed bracket", "a: 1\nb: [1, 2\n", E, 3, "", "not YAML"),
-    Case("unclosed quote", 'a: 1\nb: "x\n', E, 3, "", "quoted scalar"),
+    Case("unclosed bracket", "a: 1\nb: [1, 2\n", E, 2, "", "not YAML"),
+    Case("unclosed quote", 'a: 1\nb: "x\nc: d\n', E, 2, "", "quoted scalar"),
     Case("second colon", "a: 1\nb: c: d\n", E, 2, "", "second ': ' on this line"),
     Case("bad indentation", "a:\n  b: 1\n c: 2\n", E, 3, "", "indentation"),
     Case("NUL", "a: 1\nb: \0\n", E, 2, "", "U+0000"),

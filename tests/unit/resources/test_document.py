@@ -76,7 +76,7 @@ def test_directives_before_the_first_marker_are_read() -> None:
 def test_a_broken_document_leaves_its_neighbours() -> None:
     found = list(documents("a: 1\n---\nb: [\n---\nc: 3\n"))
     assert [document.root for document in found] == [{"a": 1}, None, {"c": 3}]
-    assert found[1].refusal is not None and found[1].refusal.line == 4
+    assert found[1].refusal is not None and found[1].refusal.line == 3
 
 
 def test_aliases_and_merges_are_expanded() -> None:
