@@ -237,6 +237,7 @@ _CONTEXTS: Final = {
     "while parsing a flow mapping": "in a mapping { … }",
     "while parsing a flow node": "inside [ … ] or { … }",
     "while scanning a quoted scalar": "in a quoted scalar",
+    "while scanning a plain scalar": "quote this value",
 }
 
 

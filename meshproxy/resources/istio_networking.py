@@ -1024,7 +1024,7 @@ SERVICE_ENTRY: Final = Struct(
 )
 
 _PROBE_HEADERS: Final = Items(
-    Struct({"name": Text(names.header_name), "value": Text(names.header_value)}, required=("name",))
+    Struct({"name": Text(names.probe_header_name), "value": Text(names.header_value)}, required=("name",))
 )
 _SECONDS: Final = Integer(0, 2**31 - 1)
 

@@ -234,7 +234,8 @@ def _struct(group: str, kind: str, root: dict[str, Value], at: Path, reading: Re
         return None
     known_kinds = {k: g for g, k in (*kubernetes.SPEC_KINDS, *kubernetes.BODY_KINDS)}
     known_kinds.update({k: g for g, kinds in _ISTIO_GROUPS.items() for k in kinds})
-    if kind in known_kinds:
+    known_groups = [*kubernetes.VERSIONS, *_ISTIO_GROUPS]
+    if kind in known_kinds and (group in known_groups or did_you_mean(group, known_groups)):
         wanted = known_kinds[kind] or "the core API (apiVersion: v1)"
         reading.error((at, "apiVersion"), f"{kind} belongs to {wanted}")
         return None

@@ -133,6 +133,22 @@ CASES = [
     ),
     Case("core kind of another group", documents("Service", "apps/v1", "spec: {}\n"), E, 1, "apiVersion", "core API"),
     Case(
+        "misspelt group",
+        documents("Sidecar", "networking.istio.oi/v1", "spec: {}\n"),
+        E,
+        1,
+        "apiVersion",
+        "belongs to networking.istio.io",
+    ),
+    Case(
+        "Gateway of the Gateway API",
+        documents("Gateway", "gateway.networking.k8s.io/v1", "spec: {}\n"),
+        W,
+        2,
+        "kind",
+        "Gateway of gateway.networking.k8s.io is not a kind this proxy reads",
+    ),
+    Case(
         "policy that is not enforced",
         documents("AuthorizationPolicy", "security.istio.io/v1", "spec: {}\n"),
         E,
