@@ -78,6 +78,7 @@ class RequestHead:
         "expects_continue",
         "forwarded_proto",
         "has_request_id",
+        "is_plain",
         "keeps_alive",
         "length",
         "method",
@@ -106,6 +107,8 @@ class RequestHead:
     """Lower-case protocol of an Upgrade offer; b"" if none."""
     te_trailers: bool
     has_request_id: bool
+    is_plain: bool
+    """Nothing but Host and perhaps a request id needs attention."""
     forwarded_proto: bytes
     xfcc: bytes
     """The x-forwarded-client-cert value received; b"" if none."""
@@ -186,6 +189,7 @@ def request_head(data: bytes, at: int = 0) -> RequestHead | None:
     special = _REQUEST_SPECIAL.findall(block.lower())
     if len(special) == 1 and special[0][0] == b"host":
         host = special[0][1]
+        head.is_plain = True
     else:
         host = _request_fields(head, special)
     if host not in _known_hosts:
@@ -263,6 +267,7 @@ def _request_fields(head: RequestHead, special: list[tuple[bytes, bytes]]) -> by
     if head.upgrade and (b"upgrade" not in options or b"h2c" in head.upgrade or head.body != NO_BODY):
         # h2c by Upgrade is obsolete (RFC 9113 §3.1) and a smuggling tool; the offer is ignored, as the RFC allows.
         head.upgrade = b""
+    head.is_plain = not must_drop
     if must_drop:
         head.block = _REQUEST_DROP.sub(b"", head.block)
         if options:

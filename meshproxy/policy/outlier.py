@@ -103,7 +103,7 @@ class OutlierDetector:
         return verdicts
 
     def on_result(self, key: str, code: int, now: float) -> list[Verdict]:
-        """One outcome: an HTTP status, or a local-origin event (CONNECT_FAILED …). Unknown and ejected keys: nothing."""
+        """One outcome: an HTTP status, or a local-origin event (CONNECT_FAILED …). Unknown or ejected: nothing."""
         host = self._hosts.get(key)
         if host is None or host.is_ejected:
             return []

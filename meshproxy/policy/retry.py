@@ -29,7 +29,8 @@ def retry_delay_s(attempt: int, base_s: float, cap_s: float, draw: float) -> flo
 
     draw: uniform in [0, 1). Envoy's range is [0, (2^N − 1)·base), base 25 ms, cap 10·base.
     """
-    return draw * min(cap_s, base_s * (2**attempt - 1))
+    ceiling: float = min(cap_s, base_s * (2**attempt - 1))
+    return draw * ceiling
 
 
 class CompiledRetry:
@@ -46,7 +47,7 @@ class CompiledRetry:
         self._grpc = frozenset(code for word, code in _GRPC_WORDS.items() if word in words)
 
     def should_retry_status(self, status: int, headers: Sequence[tuple[bytes, bytes]] = ()) -> bool:
-        """headers: the response's, lower-case names; looked at for grpc-status in the headers and x-envoy-ratelimited."""
+        """headers: the response's, names lower-case; grpc-status and x-envoy-ratelimited are looked at."""
         if any(name == b"x-envoy-ratelimited" for name, _ in headers):
             return "envoy-ratelimited" in self._words
         if status in self._statuses or (self._is_5xx and 500 <= status < 600):

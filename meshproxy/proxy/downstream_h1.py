@@ -294,8 +294,23 @@ class DownstreamConnection(asyncio.Protocol):
 
     def send_response(self, head: ResponseHead, extra: bytes, body: bytes, is_complete: bool) -> None:
         framing = head.body
-        request = self._head
-        assert request is not None
+        request: Any = self._head
+        if framing >= 0 and self._keeps_alive and request.minor and self._mode == _BUSY and head.status != 101:
+            self._response_body = framing
+            if head.status < 300:
+                self.counters.downstream_rq_2xx += 1
+            else:
+                self._count(head.status)
+            if len(body) <= LARGE_BYTES:
+                self.transport.write(
+                    b"HTTP/1.1 %d %b%b%b\r\n\r\n%b" % (head.status, head.reason or b"", head.block, extra, body)
+                )
+            else:
+                self.transport.write(
+                    b"HTTP/1.1 %d %b%b%b\r\n\r\n" % (head.status, head.reason or b"", head.block, extra)
+                )
+                self.transport.write(body)
+            return
         if framing < 0 and head.status != 101:
             if request.minor == 0:
                 framing = UNTIL_CLOSE

@@ -168,18 +168,18 @@ class HttpStream:
         if route.retry is not None and head.body != NO_BODY:
             self.replay = []
             self.replay_bytes = 0
-        if cluster.active_requests >= cluster.max_requests:
+        cluster.active_requests += 1
+        if cluster.active_requests > cluster.max_requests:
             cluster.counters.upstream_rq_pending_overflow += 1
             self.reply(local_reply.OVERFLOW)
             return
-        cluster.active_requests += 1
-        self.down.deadline = min(self.timeout_at, now + self.idle_timeout_s)
+        deadline = now + self.idle_timeout_s
+        self.down.deadline = deadline if deadline < self.timeout_at else self.timeout_at
         self._attempt(now)
 
     def _attempt(self, now: float) -> None:
         """Send the request to an endpoint: the first time, or once more."""
-        cluster = self.cluster
-        assert cluster is not None
+        cluster: Any = self.cluster
         self.attempt += 1
         endpoint: Any
         if self.tried is None:
@@ -223,45 +223,56 @@ class HttpStream:
             data = b"".join((data, *queue))
             if not self.is_request_complete:
                 self.down.resume_body()
-        route = self.route
-        assert route is not None
-        retry = route.retry
+        retry = self.route.retry  # type: ignore[union-attr]  # a stream with a connection has a route
         if retry is not None and retry.per_try_timeout_s:
             self.try_timeout_at = monotonic() + retry.per_try_timeout_s
             self.down.deadline = min(self.down.deadline, self.try_timeout_at)
         connection.send(self, data, head.method == b"HEAD")
 
     def _request_head(self, head: RequestHead) -> bytes:
-        route, target = self.route, self.target
-        assert route is not None and target is not None
+        route: Any = self.route
+        target: Any = self.target
         path, block = head.path, head.block
         if route.rewrite is not None or route.request_ops is not None or target.request_ops is not None:
             path, block = self._rewritten(head, route, target)
-        suffix = self.listener.head_suffix
+        listener = self.listener
+        cached = route.suffix
+        if cached is None or cached[0] is not listener:
+            suffix = listener.head_suffix
+            if route.timeout_s:
+                suffix += b"\r\nx-envoy-expected-rq-timeout-ms: %d" % (route.timeout_s * 1000)
+            cached = route.suffix = (listener, suffix)
+        suffix = cached[1]
+        if not head.is_plain or self.attempt > 1 or listener.is_gateway or self.peer.xfcc:
+            block, suffix = self._special(head, block, suffix)
+        if head.has_request_id:
+            return b"%b %b HTTP/1.1%b%b\r\n\r\n" % (head.method, path, block, suffix)
+        # Given once, so that every attempt and both access-log lines of a hop say the same id.
+        head.has_request_id = True
+        request_id = self.state.request_id()
+        head.block += b"\r\nx-request-id: " + request_id
+        return b"%b %b HTTP/1.1%b%b\r\nx-request-id: %b\r\n\r\n" % (head.method, path, block, suffix, request_id)
+
+    def _special(self, head: RequestHead, block: bytes, suffix: bytes) -> tuple[bytes, bytes]:
+        """Block and suffix of a request that has more to it than the usual fields."""
         if self.peer.xfcc:
-            suffix += self._xfcc(head)
-        if head.forwarded_proto in (b"http", b"https") and not self.listener.is_gateway:
-            # A sidecar believes the hop before it (Envoy with use_remote_address off); an edge does not.
-            suffix = suffix.replace(b"proto: http", b"proto: " + head.forwarded_proto)
+            # Inbound mTLS appends the peer (Istio APPEND_FORWARD); elsewhere what came in is not believed.
+            received = head.xfcc + b"," if head.xfcc else b""
+            suffix += b"\r\nx-forwarded-client-cert: " + received + self.peer.xfcc
         if self.listener.is_gateway:
             block = self._forwarded_for(block)
+        elif head.forwarded_proto in (b"http", b"https"):
+            # A sidecar believes the hop before it (Envoy with use_remote_address off); an edge does not.
+            suffix = suffix.replace(b"proto: http", b"proto: " + head.forwarded_proto)
         if self.attempt > 1:
             suffix = suffix.replace(b"x-envoy-attempt-count: 1", b"x-envoy-attempt-count: %d" % self.attempt)
-        if not head.has_request_id:
-            # Given once, so that every attempt and both access-log lines of a hop say the same id.
-            head.has_request_id = True
-            added = b"\r\nx-request-id: " + self.state.request_id()
-            head.block += added
-            block += added
         if head.body == CHUNKED:
             suffix += b"\r\ntransfer-encoding: chunked"
         if head.te_trailers:
             suffix += b"\r\nte: trailers"
         if head.upgrade:
             suffix += b"\r\nconnection: upgrade\r\nupgrade: " + head.upgrade
-        if route.timeout_s:
-            suffix += b"\r\nx-envoy-expected-rq-timeout-ms: %d" % (route.timeout_s * 1000)
-        return b"%b %b HTTP/1.1%b%b\r\n\r\n" % (head.method, path, block, suffix)
+        return block, suffix
 
     def _rewritten(self, head: RequestHead, route: CompiledRoute, target: CompiledCluster) -> tuple[bytes, bytes]:
         path, block = head.path, head.block
@@ -280,11 +291,6 @@ class HttpStream:
         if authority is not None:
             block = replace_host(block, authority)
         return path, block
-
-    def _xfcc(self, head: RequestHead) -> bytes:
-        """Inbound mTLS appends the peer (Istio APPEND_FORWARD); elsewhere what came in is not believed."""
-        received = head.xfcc + b"," if head.xfcc else b""
-        return b"\r\nx-forwarded-client-cert: " + received + self.peer.xfcc
 
     def _forwarded_for(self, block: bytes) -> bytes:
         """An edge appends the address it sees (Envoy use_remote_address)."""
@@ -336,9 +342,15 @@ class HttpStream:
 
     def on_response(self, head: ResponseHead, body: bytes, is_complete: bool) -> None:
         status = head.status
-        route = self.route
-        assert route is not None and self.endpoint is not None and self.cluster is not None
-        self._count_outcome(status)
+        route: Any = self.route
+        endpoint: Any = self.endpoint
+        if status < 300 and not endpoint.is_suspect:
+            endpoint.rq_total += 1
+            counters = self.cluster.counters  # type: ignore[union-attr]  # there is one while a response comes
+            counters.upstream_rq_total += 1
+            counters.upstream_rq_2xx += 1
+        else:
+            self._count_outcome(status)
         if route.retry is not None and status >= 400 and self._retry_status(status, head):
             return
         self.response_started = True
@@ -347,8 +359,8 @@ class HttpStream:
         now = monotonic()
         took_ms = self.upstream_ms = int((now - self.started) * 1000)
         extra = b"\r\nx-envoy-upstream-service-time: %d" % took_ms
-        target = self.target
-        if route.response_ops is not None or (target is not None and target.response_ops is not None):
+        target: Any = self.target
+        if route.response_ops is not None or target.response_ops is not None:
             self._rewrite_response(head)
         if status == 101:
             self._start_tunnel(head, extra)

@@ -27,6 +27,7 @@ class TcpSession(asyncio.Protocol):
     __slots__ = (
         "_attempts",
         "_early",
+        "_failure_reason",
         "_flag",
         "_has_eof",
         "_must_authenticate",
@@ -57,6 +58,7 @@ class TcpSession(asyncio.Protocol):
         self.transport: Any = None
         self.deadline = NEVER
         self.sent = self.received = 0
+        self._failure_reason: str | None = None
         self._early: list[bytes] = []
         self._has_eof = False
         self._attempts = 0
@@ -139,6 +141,7 @@ class TcpSession(asyncio.Protocol):
             endpoint.rq_error += 1
             self._tried.add(endpoint)
             self.endpoint = None
+        self._failure_reason = error.reason
         if self.transport.is_closing():
             return
         if self._attempts < MAX_CONNECT_ATTEMPTS:
@@ -230,11 +233,38 @@ class TcpSession(asyncio.Protocol):
         upstream = self.upstream
         duration_s = monotonic() - self._started
         log.append(
-            (time() - duration_s, duration_s * 1000, None, None, None, 0, self._flag, None, None, None, self.received)
-            + (upstream.moved if upstream is not None else 0, None, None, None, None, None)
-            + (endpoint.key if endpoint is not None else None,)
-            + (self.cluster.cluster.name if self.cluster is not None else None, None, None, None, None, None)
-            + (None, None, self.peer.principal or None, None, 0, self.listener.workload.workload.id)
+            (
+                time() - duration_s,
+                duration_s * 1000,
+                None,  # method, path, protocol
+                None,
+                None,
+                0,
+                self._flag,
+                None,  # details, termination details
+                None,
+                self._failure_reason,
+                self.received,
+                upstream.moved if upstream is not None else 0,
+                None,  # upstream service time, x-forwarded-for, user agent, request id, authority
+                None,
+                None,
+                None,
+                None,
+                endpoint.key if endpoint is not None else None,
+                self.cluster.cluster.name if self.cluster is not None else None,
+                None,  # addresses, server name, route
+                None,
+                None,
+                None,
+                None,
+                None,  # headers
+                None,
+                self.peer.principal or None,
+                None,
+                self._attempts,
+                self.listener.workload.workload.id,
+            )
         )
 
 

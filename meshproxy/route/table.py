@@ -43,12 +43,15 @@ class CompiledRoute:
         "retry",
         "rewrite",
         "source",
+        "suffix",
         "timeout_s",
     )
 
     def __init__(self, route: Route) -> None:
         self.name = route.name
         self.source = route.source
+        self.suffix: Any = None
+        """The data path's own note: (listener, what its forwarded requests end with)."""
         self.match = CompiledMatch(route.match)
         path = route.match.path
         self.matched_prefix = matched_prefix(path.kind if path is not None else None, path.value if path else "")

@@ -280,7 +280,7 @@ class ClusterUpdate:
             members = self._groups.setdefault((group.priority, group.locality, group.weight), [])
             for endpoint in group.endpoints:
                 key = endpoint.key
-                state = old.get(key)
+                state = fresh.get(key) or old.get(key)  # listed twice: one pool, two places in the balance
                 if state is None:
                     state = EndpointRuntime(runtime, endpoint, now)
                     state.tls = upstream_tls(cluster, endpoint, workload)

@@ -68,7 +68,7 @@ class Worker:
         self._counts: dict[tuple[str, str], tuple[int, int]] = {}
         self.stopped: asyncio.Future[None] = loop.create_future()
         self.channel = WorkerChannel(sock, loop, self.on_message, self._on_closed)
-        loop.call_later(SWEEP_INTERVAL_S, self._tick)
+        self.timer = loop.call_later(SWEEP_INTERVAL_S, self._tick)
 
     # ── messages ──
 
@@ -184,6 +184,7 @@ class Worker:
             name = removal.name
             if removal.kind == "listener":
                 self._close_listener(name)
+                self.state.recorder.remove_listener(name)
             elif removal.kind == "cluster":
                 self.clusters.pop(name, None)
                 self.state.verdicts.pop(name, None)
@@ -232,7 +233,9 @@ class Worker:
             if log_now is not None:
                 log_now.close()
                 self.state.access_log = None
-        elif log_now is None or log_now.policy != policy:
+        elif log_now is not None and log_now.policy == policy:
+            log_now.reopen()  # a rotated file is followed on reload
+        else:
             try:
                 fresh = AccessLog(policy, self.state.counters)
             except Exception as error:  # the operator's path or format: say so, keep what we had
@@ -311,13 +314,17 @@ class Worker:
         self._swept_at = now
         self.state.sweep(now)
         self._ticks += 1
-        if self.state.access_log is not None:
-            self.state.access_log.flush()
+        self._flush_access_log()
         if self._ticks % 10 == 0:
             self._every_second()
         if self._drain_deadline is not None:
             self._check_drained(now)
-        self.loop.call_later(SWEEP_INTERVAL_S, self._tick)
+        self.timer = self.loop.call_later(SWEEP_INTERVAL_S, self._tick)
+
+    def _flush_access_log(self) -> None:
+        access_log = self.state.access_log
+        if access_log is not None and access_log.flush():
+            self.loop.call_soon(self._flush_access_log)  # more lines wait: requests come in between
 
     def _every_second(self) -> None:
         self.retired = [runtime for runtime in self.retired if runtime.connections]

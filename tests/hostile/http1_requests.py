@@ -90,7 +90,11 @@ MALFORMED: list[tuple[str, bytes, int]] = [
     ("connect_origin_form", get(H[:-2], target=b"/", method=b"CONNECT"), 400),
     ("connect_no_port", get(H[:-2], target=b"a.example", method=b"CONNECT"), 400),
     ("connect_host_differs", get(H[:-2], target=b"b.example:443", method=b"CONNECT"), 400),
-    ("connect_with_body", get(b"Host: a.example:1", b"Content-Length: 3", target=b"a.example:1", method=b"CONNECT"), 400),
+    (
+        "connect_with_body",
+        get(b"Host: a.example:1", b"Content-Length: 3", target=b"a.example:1", method=b"CONNECT"),
+        400,
+    ),
     # ── Host ──
     ("host_missing", get(b"X: y"), 400),
     ("host_empty", get(b"Host:"), 400),
@@ -305,7 +309,10 @@ LEGAL: list[tuple[str, bytes]] = [
     ("http10_with_host", b"GET / HTTP/1.0\r\n" + H + b"\r\n"),
     ("connection_close", get(H[:-2], b"Connection: close")),
     ("connection_names_own", get(H[:-2], b"Connection: x-hop", b"X-Hop: 1")),
-    ("upgrade_h2c_ignored", get(H[:-2], b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAMA")),
+    (
+        "upgrade_h2c_ignored",
+        get(H[:-2], b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAMA"),
+    ),
     ("te_trailers", get(H[:-2], b"TE: trailers", b"Connection: TE")),
     ("spoofed_envoy_headers", get(H[:-2], b"x-envoy-upstream-rq-timeout-ms: 1", b"x-envoy-max-retries: 9")),
 ]

@@ -1,0 +1,152 @@
+"""A worker inside the test's own event loop, fed by messages: real sockets, no control process.
+
+async with LiveWorker() as worker:
+    port = worker.listen_http([("127.0.0.1", upstream_port)])
+"""
+
+import asyncio
+import socket
+from collections.abc import Sequence
+from typing import Any, Self
+
+from meshproxy.control import messages as m
+from meshproxy.model.cluster import PLAINTEXT, Cluster, LbKind, LbPolicy, OutlierPolicy, Protocol, UpstreamTls
+from meshproxy.model.endpoint import Endpoint, LocalityEndpoints
+from meshproxy.model.listener import Direction, Listener, MtlsMode, TcpRoute
+from meshproxy.model.route import Route, RouteTable, VirtualHost, WeightedCluster
+from meshproxy.model.workload import Workload, WorkloadLabels
+from meshproxy.worker.process import Worker
+
+
+class LiveWorker:
+    def __init__(self) -> None:
+        self._version = 0
+        self.applied: list[m.Applied] = []
+
+    async def __aenter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        ours, self._control = socket.socketpair()
+        self.worker = Worker(loop, ours)
+        self.put(m.PutWorkload(self.workload("default/app")))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        worker = self.worker
+        for listener in list(worker.listeners):
+            worker._close_listener(listener)
+        for runtime in worker.retired:
+            for connection in list(runtime.connections):
+                connection.transport.abort()
+        for workload in worker.workloads.values():
+            for cluster in workload.clusters.values():
+                cluster.remove()
+                for endpoint in cluster.endpoints.values():
+                    for connection in list(endpoint.connections):
+                        connection.transport.abort()
+        worker.stopped.cancel()
+        worker.channel.close()
+        self._control.close()
+        worker.timer.cancel()
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+    @staticmethod
+    def workload(id: str, service_account: str = "default", **labels: str) -> Workload:
+        namespace, name = id.split("/")
+        return Workload(
+            id=id,
+            name=name,
+            namespace=namespace,
+            service_account=service_account,
+            labels=labels,
+            metric_labels=WorkloadLabels(workload=name, namespace=namespace, app=name),
+        )
+
+    def put(self, *messages: object, sockets: Sequence[socket.socket] = ()) -> None:
+        """One snapshot made of these messages."""
+        self._version += 1
+        version = str(self._version)
+        self.worker.on_message(m.Begin(version), None)
+        queue = list(sockets)
+        for message in messages:
+            descriptor = queue.pop(0).detach() if isinstance(message, m.PutListener) else None
+            self.worker.on_message(message, descriptor)
+        self.worker.on_message(m.Commit(version), None)
+
+    def cluster(self, upstreams: Sequence[tuple[str, int]], name: str = "outbound|80||a.example", **fields: Any) -> str:
+        """Put a cluster of these endpoints; returns its key."""
+        fields.setdefault("lb", LbPolicy(kind=LbKind.ROUND_ROBIN))
+        fields.setdefault("outlier", OutlierPolicy())
+        tls: UpstreamTls = fields.pop("tls", PLAINTEXT)
+        endpoint_fields = fields.pop("endpoint", {})
+        endpoints = tuple(Endpoint(address=host, port=port, **endpoint_fields) for host, port in upstreams)
+        cluster = Cluster(
+            name=name,
+            key=name,
+            service_host="a.example",
+            service_name="a",
+            service_namespace="default",
+            port=80,
+            tls=tls,
+            **fields,
+        )
+        self.put(m.PutCluster(cluster), m.PutEndpoints(name, (LocalityEndpoints(endpoints=endpoints),)))
+        return name
+
+    def listen(
+        self,
+        cluster_key: str,
+        *,
+        routes: tuple[Route, ...] | None = None,
+        direction: Direction = Direction.OUTBOUND,
+        protocol: Protocol = Protocol.HTTP,
+        mtls: MtlsMode = MtlsMode.DISABLE,
+        workload_id: str = "default/app",
+        **fields: Any,
+    ) -> int:
+        """Put a listener on a free port that sends everything to the cluster (or by `routes`); returns the port."""
+        sock = socket.create_server(("127.0.0.1", 0), backlog=256)
+        port: int = sock.getsockname()[1]
+        weighted = (WeightedCluster(cluster_key=cluster_key),)
+        table = RouteTable(
+            name=f"table-{port}",
+            virtual_hosts=(VirtualHost(name="all", domains=("*",), routes=routes or (Route(clusters=weighted),)),),
+        )
+        listener = Listener(
+            name=f"127.0.0.1_{port}",
+            address="127.0.0.1",
+            port=port,
+            direction=direction,
+            workload_id=workload_id,
+            protocol=protocol,
+            mtls=mtls,
+            route_table=table.name if protocol is not Protocol.TCP else None,
+            tcp_routes=(TcpRoute(clusters=weighted),) if not protocol.is_http else (),
+            **fields,
+        )
+        self.put(m.PutRouteTable(table), m.PutListener(listener), sockets=[sock])
+        return port
+
+
+async def exchange(port: int, data: bytes, *, ends: bool = True, timeout_s: float = 5.0) -> bytes:
+    """Send bytes, end our half, and give everything that comes back until the connection closes (reset counts)."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(data)
+        if ends:
+            writer.write_eof()
+        return await asyncio.wait_for(_read_all(reader), timeout_s)
+    finally:
+        writer.close()
+
+
+async def _read_all(reader: asyncio.StreamReader) -> bytes:
+    received = b""
+    while True:
+        try:
+            piece = await reader.read(65536)
+        except ConnectionError:
+            return received
+        if not piece:
+            return received
+        received += piece
