@@ -10,7 +10,7 @@ from typing import Any
 
 from meshproxy.model.workload import Workload
 from meshproxy.resources.document import Resource
-from meshproxy.snapshot.findings import Findings, age_order
+from meshproxy.snapshot.findings import Findings
 from meshproxy.snapshot.hosts import is_exported, matches, selects, specificity
 from meshproxy.snapshot.services import Service, Services
 
@@ -56,7 +56,7 @@ class DestinationRules:
     def __init__(self, rules: Iterable[Resource], services: Services, root_namespace: str, findings: Findings) -> None:
         self._root_namespace = root_namespace
         self._by_host: dict[tuple[str, str], list[Rule]] = {}
-        for resource in sorted(rules, key=age_order):
+        for resource in rules:
             host, _ = services.resolve(resource.spec["host"], resource.namespace, resource.namespace)
             _merge(self._by_host.setdefault((resource.namespace, host), []), resource, host, findings)
         self._wildcards: dict[str, list[str]] = {}

@@ -11,7 +11,6 @@ from meshproxy.model.cluster import Protocol
 from meshproxy.model.listener import Direction, Listener, ServerTls, ServerTlsMode, TcpRoute
 from meshproxy.model.route import Redirect, Route, RouteTable, VirtualHost
 from meshproxy.resources.document import Resource
-from meshproxy.snapshot.findings import age_order
 from meshproxy.snapshot.hosts import domains, selects, specificity
 from meshproxy.snapshot.listeners import Bind, Listeners, VirtualHosts
 from meshproxy.snapshot.protocols import declared_protocol
@@ -31,7 +30,7 @@ class Gateways:
         self.workloads = list(workloads)
         """Those given, and the process's own where a Gateway needs it."""
         self._chosen: list[tuple[Resource, LocalWorkload]] = []
-        for gateway in sorted(gateways, key=age_order):
+        for gateway in gateways:
             selector = gateway.spec.get("selector") or {}
             owner = next((local for local in self.workloads if selects(selector, local.workload.labels)), None)
             if owner is None and selects(selector, process.labels):

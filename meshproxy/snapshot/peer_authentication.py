@@ -8,7 +8,7 @@ from typing import Any
 
 from meshproxy.model.listener import MtlsMode
 from meshproxy.resources.document import Resource
-from meshproxy.snapshot.findings import Findings, age_order
+from meshproxy.snapshot.findings import Findings
 from meshproxy.snapshot.hosts import selects
 
 _UNSET = "UNSET"
@@ -25,7 +25,7 @@ class PeerAuthentications:
         self._namespaces: dict[str, Resource] = {}
         self._workloads: dict[str, list[Resource]] = {}
         self._can_disable = False
-        for policy in sorted(policies, key=age_order):
+        for policy in policies:
             selector = _selector(policy)
             in_root = policy.namespace == root_namespace
             if selector and in_root:

@@ -10,7 +10,7 @@ from typing import Any
 from meshproxy.model.cluster import Discovery
 from meshproxy.model.endpoint import NOWHERE, Locality
 from meshproxy.resources.document import Resource
-from meshproxy.snapshot.findings import Findings, age_order
+from meshproxy.snapshot.findings import Findings
 from meshproxy.snapshot.health_checks import Probes
 from meshproxy.snapshot.hosts import selects
 from meshproxy.snapshot.protocols import declared_protocol
@@ -74,7 +74,7 @@ def service_entries(
 ) -> list[Service]:
     """One service per host. Several entries of one namespace for one host: the oldest is used."""
     services: dict[tuple[str, str], Service] = {}
-    for resource in sorted(entries, key=age_order):
+    for resource in entries:
         hosts = [host.lower() for host in resource.spec.get("hosts") or ()]
         instances: list[Instance] | None = None
         for index, host in enumerate(hosts):

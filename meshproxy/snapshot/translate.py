@@ -14,7 +14,7 @@ from meshproxy.resources.problems import ConfigProblem
 from meshproxy.snapshot.clusters import OutboundClusters
 from meshproxy.snapshot.content import reuse, version_of
 from meshproxy.snapshot.destination_rules import DestinationRules
-from meshproxy.snapshot.findings import Findings
+from meshproxy.snapshot.findings import Findings, age_order
 from meshproxy.snapshot.gateways import Gateways
 from meshproxy.snapshot.health_checks import Probes
 from meshproxy.snapshot.inbound import Inbound
@@ -55,7 +55,8 @@ def translate(
     """
     findings = Findings()
     kinds: dict[tuple[str, str], list[Resource]] = {}
-    for resource in resources:
+    # Whichever module must choose between two of a kind takes the older: they all see them in this order.
+    for resource in sorted(resources, key=age_order):
         kinds.setdefault((resource.group, resource.kind), []).append(resource)
 
     def of(group: str, kind: str) -> list[Resource]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from meshproxy.resources.document import Resource
-from meshproxy.snapshot.findings import Findings, age_order
+from meshproxy.snapshot.findings import Findings
 from meshproxy.snapshot.hosts import Imports, is_exported, matches, narrower, specificity
 from meshproxy.snapshot.services import Services
 
@@ -33,7 +33,7 @@ class VirtualServices:
         self._findings = findings
         self._by_host: dict[str, list[VirtualService]] = {}
         found = []
-        for resource in sorted(resources, key=age_order):
+        for resource in resources:
             namespace = resource.namespace
             hosts = [services.resolve(host, namespace, namespace)[0] for host in resource.spec.get("hosts") or ()]
             gateways = frozenset(gateway_name(name, namespace) for name in resource.spec.get("gateways") or (MESH,))

@@ -16,7 +16,7 @@ from meshproxy.model.address import is_ip
 from meshproxy.model.endpoint import Locality
 from meshproxy.model.workload import Workload
 from meshproxy.resources.document import Resource
-from meshproxy.snapshot.findings import Findings, age_order
+from meshproxy.snapshot.findings import Findings
 from meshproxy.snapshot.hosts import selects
 from meshproxy.snapshot.service_entries import WorkloadInstance, parse_locality
 from meshproxy.snapshot.workload_names import metric_labels
@@ -52,7 +52,7 @@ class Sidecars:
         self._findings = findings
         self._selecting: dict[str, list[Resource]] = {}
         self._defaults: dict[str, Resource] = {}
-        for sidecar in sorted(sidecars, key=age_order):
+        for sidecar in sidecars:
             if selector_of(sidecar):
                 self._selecting.setdefault(sidecar.namespace, []).append(sidecar)
                 continue

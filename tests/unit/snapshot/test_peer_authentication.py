@@ -2,7 +2,7 @@ import pytest
 
 from meshproxy.model.listener import MtlsMode
 from meshproxy.resources.load import load_text
-from meshproxy.snapshot.findings import Findings
+from meshproxy.snapshot.findings import Findings, age_order
 from meshproxy.snapshot.peer_authentication import PeerAuthentications
 
 RSU = {"app": "rsu-service"}
@@ -28,7 +28,7 @@ def authentications(*texts: str) -> tuple[PeerAuthentications, Findings]:
     resources, problems = load_text("\n".join(texts), "mesh.yaml")
     assert not problems
     findings = Findings()
-    return PeerAuthentications(resources, "istio-system", findings), findings
+    return PeerAuthentications(sorted(resources, key=age_order), "istio-system", findings), findings
 
 
 @pytest.mark.parametrize(
