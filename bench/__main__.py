@@ -30,11 +30,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured")
     parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
+    parser.add_argument("--from-json", type=Path, metavar="FILE", help="measure nothing: report an earlier --json")
+    parser.add_argument("--readme", action="store_true", help="put the Markdown between the marks in README.md")
     parser.add_argument("--check", action="store_true", help="exit 1 when a figure misses its budget")
     options = parser.parse_args(arguments)
     if options.list:
         for case in CASES.values():
             print(f"{case.name:<18} {case.question}")
+        return 0
+    if options.from_json:
+        document = json.loads(options.from_json.read_text())
+        if options.readme:
+            report.update_readme(document)
+        else:
+            print(report.markdown(document))
         return 0
     unknown = [name for name in options.cases if name not in CASES]
     if unknown:
@@ -78,6 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     document = report.document(outcomes, settings)
     if options.json:
         options.json.write_text(json.dumps(document, indent=1) + "\n")
+    if options.readme:
+        report.update_readme(document)
     print(report.markdown(document) if options.markdown else _text(outcomes))
     missed = any(not figure.keeps_budget for outcome in outcomes for figure in outcome.figures)
     return 1 if failed or (options.check and missed) else 0

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from bench.load import Sample, Target, paced, wrk
-from bench.process import PINNINGS, BenchError, Group, Memory, Pinning
+from bench.process import PINNINGS, BenchError, Group, Memory, Pinning, Workspace
 
 DIRECT = "direct"
 MESH = "meshproxy"
@@ -115,17 +115,17 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-Load = Callable[[Contender, float, Pinning], Sample]
+Load = Callable[[Contender, float, Workspace], Sample]
 
 
 def flat_out(connections: int) -> Load:
     """As many requests as that many connections get through."""
-    return lambda contender, seconds, pinning: wrk(contender.target, connections, seconds, contender.groups, pinning)
+    return lambda contender, seconds, place: wrk(contender.target, connections, seconds, contender.groups, place)
 
 
 def at_rate(rate: int) -> Load:
     """That many requests a second, whatever the answers do."""
-    return lambda contender, seconds, pinning: paced(contender.target, rate, seconds, contender.groups, pinning)
+    return lambda contender, seconds, workspace: paced(contender.target, rate, seconds, contender.groups, workspace)
 
 
 def compare(
@@ -133,19 +133,19 @@ def compare(
     settings: Settings,
     contenders: Sequence[Contender],
     load: Load,
-    pinning: Pinning,
+    workspace: Workspace,
 ) -> None:
     """Rounds A B C, A B C, …: whatever disturbs the machine disturbs all of them. One short round first warms up.
 
     All contenders stay up for the whole case; an idle one uses no measurable CPU.
     """
-    outcome.pinning = pinning.name
+    outcome.pinning = workspace.pinning.name
     samples: dict[str, list[Sample]] = {contender.name: [] for contender in contenders}
     for contender in contenders:
-        load(contender, 1, pinning)
+        load(contender, 1, workspace)
     for number in range(1, settings.rounds + 1):
         for contender in contenders:
-            sample = load(contender, settings.seconds, pinning)
+            sample = load(contender, settings.seconds, workspace)
             for group in contender.groups:
                 if group.process.poll() is not None:
                     raise BenchError(f"{group.name} ended under load:\n{group.tail()}")
@@ -169,8 +169,8 @@ def compare(
         failed = sum(sample.failed for sample in samples[contender.name])
         if failed:
             outcome.notes.append(f"{contender.name}: {failed} requests failed")
-        busy = outcome.median(contender.name, "load_core_busy")
-        if contender.groups and busy is not None and busy > 0.97:
+        busy = outcome.median(contender.name, "load_busy")
+        if contender.groups and busy is not None and busy > 0.95:
             outcome.notes.append(
                 f"{contender.name}: the load generator's core was the limit; CPU per request tells the proxies apart"
             )

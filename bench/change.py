@@ -66,7 +66,7 @@ def endpoint_churn(settings: Settings, outcome: Outcome) -> None:
                     prober.wait()
                 figures = mesh_figures(output)
                 slowest.append(figures["max_us"] / 1000)
-                stall = proxy.metric("meshproxy_apply_stall_seconds")
+                stall = proxy.metric("meshproxy_worker_apply_stall_seconds")
                 if stall is not None:
                     stalls.append(stall * 1000)
                 say(

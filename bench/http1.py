@@ -29,20 +29,20 @@ def _outbound(settings: Settings, workspace: Workspace, path: str = "/") -> list
 
 def outbound_c32(settings: Settings, outcome: Outcome) -> None:
     with Workspace(settings.pinned("split")) as workspace:
-        compare(outcome, settings, _outbound(settings, workspace), flat_out(32), workspace.pinning)
+        compare(outcome, settings, _outbound(settings, workspace), flat_out(32), workspace)
     outcome.ratio("HTTP/1.1 outbound, 32 connections: req/s over Envoy", ["envoy"], "req_s", at_least=1.35)
     outcome.ratio("HTTP/1.1 outbound, 32 connections: req/s over HAProxy", ["haproxy"], "req_s")
 
 
 def outbound_c1(settings: Settings, outcome: Outcome) -> None:
     with Workspace(settings.pinned("free")) as workspace:
-        compare(outcome, settings, _outbound(settings, workspace), flat_out(1), workspace.pinning)
+        compare(outcome, settings, _outbound(settings, workspace), flat_out(1), workspace)
     outcome.added("HTTP/1.1, 1 connection: added p50 over Envoy's added p50", ["envoy"], "p50_us", at_most=0.45)
 
 
 def outbound_paced(settings: Settings, outcome: Outcome) -> None:
     with Workspace(settings.pinned("free")) as workspace:
-        compare(outcome, settings, _outbound(settings, workspace), at_rate(1000), workspace.pinning)
+        compare(outcome, settings, _outbound(settings, workspace), at_rate(1000), workspace)
     outcome.added("HTTP/1.1 at 1,000 req/s: added p99 over Envoy's added p99", ["envoy"], "p99_us")
 
 
@@ -59,14 +59,14 @@ def inbound_c32(settings: Settings, outcome: Outcome) -> None:
             port = workspace.port()
             proxy = mesh.start(workspace, port, mesh.inbound_resources(port, source.port, "DISABLE"))
             contenders.append(Contender(MESH, Target("127.0.0.1", port, ECHO_HOST), (proxy.group,)))
-        compare(outcome, settings, contenders, flat_out(32), workspace.pinning)
+        compare(outcome, settings, contenders, flat_out(32), workspace)
     outcome.ratio("HTTP/1.1 inbound, 32 connections: req/s over Envoy", ["envoy"], "req_s", at_least=1.35)
 
 
 def body_1m(settings: Settings, outcome: Outcome) -> None:
     with Workspace(settings.pinned("split")) as workspace:
         contenders = _outbound(settings, workspace, "/1m")
-        compare(outcome, settings, contenders, flat_out(4), workspace.pinning)
+        compare(outcome, settings, contenders, flat_out(4), workspace)
     outcome.ratio("1 MiB bodies, 4 connections: bytes/s over Envoy", ["envoy"], "bytes_s", at_least=0.5)
 
 

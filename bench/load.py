@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.process import CHECKOUT, BenchError, Group, Pinning, Workspace, busy_shares, core_times
+from bench.process import CHECKOUT, ORIGIN_NAME, BenchError, Group, Workspace
 
 _PACED_CONNECTIONS = 16
 _SCRIPT = Path(__file__).with_name("summary.lua")
@@ -37,16 +38,17 @@ class Sample:
     failed: int
     cpu_us_per_request: float | None = None
     """CPU of all proxy processes divided by requests; None for no proxy."""
-    load_core_busy: float | None = None
-    """Share of the time the load generator's core was busy: near 1, the figure is the generator's limit."""
+    load_busy: float | None = None
+    """Share of one core that wrk and the origin used together: near 1, the figure is their limit. None: not pinned."""
 
 
-def wrk(target: Target, connections: int, seconds: float, proxies: Sequence[Group], pinning: Pinning) -> Sample:
+def wrk(target: Target, connections: int, seconds: float, proxies: Sequence[Group], workspace: Workspace) -> Sample:
     """As many requests as `connections` closed-loop connections get through; one wrk thread."""
     if shutil.which("wrk") is None:
         raise BenchError("wrk is not installed (make bench installs it)")
     cpu_before = sum(group.cpu_s() for group in proxies)
-    cores_before = core_times()
+    origins = [group for group in workspace.groups if group.name == ORIGIN_NAME]
+    load_before = sum(group.cpu_s() for group in origins) + _children_cpu_s()
     run = subprocess.run(
         [
             "wrk", "-t1", f"-c{connections}", f"-d{int(seconds)}s", "--timeout", "10s", "-s", str(_SCRIPT),
@@ -55,9 +57,9 @@ def wrk(target: Target, connections: int, seconds: float, proxies: Sequence[Grou
         capture_output=True,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: os.sched_setaffinity(0, pinning.load),
+        preexec_fn=lambda: os.sched_setaffinity(0, workspace.pinning.load),
     )  # fmt: skip
-    cores = busy_shares(cores_before, core_times())
+    load = sum(group.cpu_s() for group in origins) + _children_cpu_s() - load_before
     cpu = sum(group.cpu_s() for group in proxies) - cpu_before
     summary = next((line[1:] for line in run.stdout.splitlines() if line.startswith("@{")), None)
     if summary is None:
@@ -73,11 +75,11 @@ def wrk(target: Target, connections: int, seconds: float, proxies: Sequence[Grou
         max_us=figures["max_us"],
         failed=figures["errors"] + figures["statuses"],
         cpu_us_per_request=cpu * 1e6 / requests if proxies and requests else None,
-        load_core_busy=cores.get(min(pinning.load)) if pinning.name == "split" else None,
+        load_busy=load / elapsed_s if workspace.pinning.name == "split" else None,
     )
 
 
-def paced(target: Target, rate: int, seconds: float, proxies: Sequence[Group], pinning: Pinning) -> Sample:
+def paced(target: Target, rate: int, seconds: float, proxies: Sequence[Group], workspace: Workspace) -> Sample:
     """`rate` requests a second whatever the answers do; latency counts from the moment a request was due."""
     cpu_before = sum(group.cpu_s() for group in proxies)
     run = subprocess.run(
@@ -87,7 +89,7 @@ def paced(target: Target, rate: int, seconds: float, proxies: Sequence[Group], p
         text=True,
         cwd=CHECKOUT,
         start_new_session=True,
-        preexec_fn=lambda: os.sched_setaffinity(0, pinning.load),
+        preexec_fn=lambda: os.sched_setaffinity(0, workspace.pinning.load),
     )  # fmt: skip
     if run.returncode != 0:
         raise BenchError(f"paced client against {target.address}:{target.port} failed: {run.stderr[-500:]}")
@@ -115,3 +117,9 @@ def start_steady(workspace: Workspace, targets: Sequence[Target], rate: int, con
          str(connections), str(report)],
         workspace.pinning.load,
     )  # fmt: skip
+
+
+def _children_cpu_s() -> float:
+    """CPU seconds of all children that have ended: wrk's, when taken before and after one run of it."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime

@@ -3,7 +3,7 @@
 import shutil
 from dataclasses import dataclass
 
-from bench.process import BenchError, Group, Workspace
+from bench.process import ORIGIN_NAME, BenchError, Group, Workspace
 from bench.services import ORIGIN_ADDRESSES
 
 BODY = "hello, mesh\n"
@@ -49,6 +49,6 @@ def start(workspace: Workspace) -> Origin:
         f"    listen {address}:{port} backlog=4096;" for address in ("127.0.0.1", *(a for a, _ in ORIGIN_ADDRESSES))
     )
     config = workspace.write("nginx.conf", _CONFIG.format(home=workspace.path, listens=listens))
-    group = workspace.start("nginx", [binary, "-p", str(workspace.path), "-c", str(config)], workspace.pinning.load)
+    group = workspace.start(ORIGIN_NAME, [binary, "-p", str(workspace.path), "-c", str(config)], workspace.pinning.load)
     workspace.wait_http(group, port)
     return Origin(group, ORIGIN_ADDRESSES[0][0], port)

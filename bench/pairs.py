@@ -56,7 +56,7 @@ def _behind(port: int) -> Service:
 
 def _run(settings: Settings, outcome: Outcome, load: Load, pinning: Pinning) -> None:
     with Workspace(pinning) as workspace:
-        compare(outcome, settings, _pairs(settings, workspace), load, pinning)
+        compare(outcome, settings, _pairs(settings, workspace), load, workspace)
 
 
 def pair_c32(settings: Settings, outcome: Outcome) -> None:
@@ -96,7 +96,7 @@ def tcp_pair_c32(settings: Settings, outcome: Outcome) -> None:
             contenders.append(Contender(ENVOY_TCP, Target("127.0.0.1", port, ECHO_HOST), (client, server)))
         if settings.wants(MESH):
             contenders.append(_mesh_pair(workspace, source.port, issued, "TCP"))
-        compare(outcome, settings, contenders, flat_out(32), workspace.pinning)
+        compare(outcome, settings, contenders, flat_out(32), workspace)
     outcome.ratio(
         "TCP inside an mTLS pair, 32 connections: req/s over Envoy's pair", [ENVOY_TCP], "req_s", at_least=0.9
     )

@@ -19,6 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+ORIGIN_NAME = "nginx"
+"""The group that answers what is proxied; its CPU belongs to the load, not to a contender."""
+
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 _CORES = sorted(os.sched_getaffinity(0))
@@ -244,26 +247,6 @@ def http_get(port: int, path: str, host: str = "127.0.0.1") -> tuple[int, bytes]
 
 def http_status(port: int, path: str, host: str = "127.0.0.1") -> int:
     return http_get(port, path, host)[0]
-
-
-def busy_shares(before: dict[int, tuple[int, int]], after: dict[int, tuple[int, int]]) -> dict[int, float]:
-    """Core → share of the time it was busy between two `core_times()`."""
-    shares = {}
-    for core, (busy, total) in after.items():
-        busy_before, total_before = before.get(core, (0, 0))
-        shares[core] = (busy - busy_before) / max(1, total - total_before)
-    return shares
-
-
-def core_times() -> dict[int, tuple[int, int]]:
-    """Core → (busy, total) clock ticks since boot."""
-    times = {}
-    for line in Path("/proc/stat").read_text().splitlines():
-        if line.startswith("cpu") and line[3].isdigit():
-            name, *fields = line.split()
-            ticks = [int(field) for field in fields[:8]]
-            times[int(name[3:])] = (sum(ticks) - ticks[3] - ticks[4], sum(ticks))
-    return times
 
 
 def _before_exec(cores: frozenset[int]) -> None:

@@ -77,6 +77,17 @@ def markdown(document: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def update_readme(document: dict[str, Any]) -> None:
+    """Replaces what stands between the marks `<!-- bench -->` and `<!-- /bench -->`."""
+    path = CHECKOUT / "README.md"
+    text = path.read_text()
+    before, opening, rest = text.partition("<!-- bench -->\n")
+    _, closing, after = rest.partition("<!-- /bench -->")
+    if not opening or not closing:
+        raise BenchError(f"{path} has no <!-- bench --> … <!-- /bench --> marks")
+    path.write_text(before + opening + markdown(document) + "\n" + closing + after)
+
+
 def _number(value: float, unit: str) -> str:
     if unit == "×":
         return f"{value:.2f}"

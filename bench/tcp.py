@@ -24,7 +24,7 @@ def tcp_c32(settings: Settings, outcome: Outcome) -> None:
             port = workspace.port()
             proxy = mesh.start(workspace, port, mesh.outbound_resources([service], port, protocol="TCP"))
             contenders.append(Contender(MESH, Target("127.0.0.1", port, ECHO_HOST), (proxy.group,)))
-        compare(outcome, settings, contenders, flat_out(32), workspace.pinning)
+        compare(outcome, settings, contenders, flat_out(32), workspace)
     outcome.ratio("TCP, 32 connections: req/s over HAProxy", ["haproxy"], "req_s", at_least=0.8)
     outcome.ratio("TCP, 32 connections: req/s over Envoy", ["envoy"], "req_s")
 
