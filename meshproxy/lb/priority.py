@@ -18,7 +18,7 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class PriorityLoads:
-    """Percent of all traffic by priority; healthy and degraded add up to 100, or to 0 when nobody can take any."""
+    """Percent of all traffic by priority; healthy and degraded together add up to 100 (0 without any priority)."""
 
     healthy: tuple[int, ...]
     degraded: tuple[int, ...]
@@ -29,7 +29,12 @@ class PriorityLoads:
 def priority_loads(
     shares: Sequence[Share], panic_threshold_percent: float = 50.0, overprovisioning_percent: int = 140
 ) -> PriorityLoads:
-    """The loads by health. A priority without endpoints takes nothing."""
+    """The loads by health; shares[0] is the first priority.
+
+    Nobody available and no panic allowed (threshold 0): all goes to the first priority, where a pick finds nobody.
+    """
+    if not shares:
+        return PriorityLoads((), (), ())
     health = [_availability(share.healthy, share.total, overprovisioning_percent) for share in shares]
     degraded = [_availability(share.degraded, share.total, overprovisioning_percent) for share in shares]
     normalized = min(100, sum(health) + sum(degraded))
@@ -49,6 +54,8 @@ def priority_loads(
                 healthy_load[first] += left
             else:
                 degraded_load[next(index for index, value in enumerate(degraded) if value)] += left
+    elif panic_threshold_percent <= 0:
+        healthy_load[0] = 100
     panics = [
         normalized < 100
         and share.total > 0
@@ -62,6 +69,8 @@ def priority_loads(
         healthy_load = [100 * share.total // total for share in shares]
         healthy_load[populated[0]] += 100 - sum(healthy_load)
         degraded_load = [0] * len(shares)
+    elif not populated:
+        healthy_load[0] = 100
     return PriorityLoads(tuple(healthy_load), tuple(degraded_load), tuple(panics))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from meshproxy.lb.balancer import EndpointState
 from meshproxy.lb.edf import EdfScheduler
-from meshproxy.lb.slow_start import ends_at, slow_start_factor
+from meshproxy.lb.slow_start import slow_start_factor, warm_at
 from meshproxy.model.cluster import SlowStart
 
 
@@ -19,31 +19,36 @@ class RoundRobin:
         self._slow_start = slow_start
         self._endpoints: list[EndpointState] = []
         self._at = -1
+        """Index of the next one; −1 before the first update."""
         self._scheduler: EdfScheduler[EndpointState] | None = None
+        """Only where weights differ or someone is warming up."""
         self._warm_at = 0.0
 
     def update(self, endpoints: Sequence[EndpointState], now: float) -> None:
-        before = self._endpoints
-        self._endpoints = list(endpoints)
+        before, self._endpoints = self._endpoints, list(endpoints)
+        self._warm_at = warm_at(self._slow_start, endpoints)
         count = len(self._endpoints)
-        slow = self._slow_start
-        self._warm_at = max((ends_at(slow, e.joined_at) for e in endpoints), default=0.0) if slow else 0.0
-        if len({endpoint.weight for endpoint in endpoints}) > 1 or self._warm_at > now:
-            weighted = [(endpoint, self._weight(endpoint, now)) for endpoint in self._endpoints]
-            self._scheduler = EdfScheduler(weighted, self._draw())
+        if count > 1 and (self._warm_at > now or len({endpoint.weight for endpoint in endpoints}) > 1):
+            scheduler = self._scheduler
+            if scheduler is None:
+                weighted = [(endpoint, self._weight(endpoint, now)) for endpoint in endpoints]
+                self._scheduler = EdfScheduler(weighted, self._draw())
+            elif before != self._endpoints:
+                scheduler.replace(self._endpoints, lambda endpoint: self._weight(endpoint, now), self._draw())
             return
         self._scheduler = None
         # Stay where we were if the next in turn is still there: an update must not favour the first of the list.
-        if self._at < 0 or not before:
+        if self._at < 0:
             self._at = int(self._draw() * count)
-        elif before != self._endpoints and count:
+        elif count and before and before != self._endpoints:
             following = before[self._at % len(before)]
             self._at = self._endpoints.index(following) if following in self._endpoints else self._at % count
 
     def _weight(self, endpoint: EndpointState, now: float) -> float:
+        weight = endpoint.weight or 1
         if self._slow_start is None:
-            return float(endpoint.weight)
-        return endpoint.weight * slow_start_factor(self._slow_start, now - endpoint.joined_at)
+            return weight
+        return weight * slow_start_factor(self._slow_start, now - endpoint.joined_at)
 
     def pick(self, now: float) -> EndpointState | None:
         scheduler = self._scheduler
