@@ -59,8 +59,9 @@ class _Host:
         self.requests = self.successes = 0
         self.is_ejected = self.is_suspect = False
         self.ejected_at = 0.0
-        self.restored_at: float | None = None
+        self.restored_at = 0.0
         self.backoff = 0
+        """Ejections that still count for the length of the next one; only who was ejected before has any."""
 
     @property
     def counts_failures(self) -> bool:
@@ -108,63 +109,62 @@ class OutlierDetector:
         if host is None or host.is_ejected:
             return []
         policy = self._policy
-        trigger = ""
         if code in _LOCAL_ORIGIN:
             if policy.split_external_local_origin:
-                trigger = self._count_local(host, code)
-                return self._react(key, host, trigger, now)
-            code = _LOCAL_ORIGIN[code]
-        if policy.error_codes is not None:
-            code = 500 if code in policy.error_codes else 200
-            is_gateway = False
+                is_out = self._count_local_origin(host, code, now)
+            else:
+                is_out = self._count_status(host, _LOCAL_ORIGIN[code], now)
+        elif policy.error_codes is None:
+            is_out = self._count_status(host, code, now)
+        elif code in policy.error_codes:
+            is_out = self._count_status(host, code if code >= 500 else 500, now)
         else:
-            is_gateway = code in _GATEWAY
-        if code >= 500:
-            host.consecutive_gateway = host.consecutive_gateway + 1 if is_gateway else 0
-            if host.consecutive_gateway == policy.consecutive_gateway_failure > 0:
-                host.consecutive_gateway = 0
-                trigger = "consecutive_gateway_failure"
-            host.consecutive_5xx += 1
-            if policy.consecutive_5xx and host.consecutive_5xx >= policy.consecutive_5xx:
-                host.consecutive_5xx = 0
-                trigger = "consecutive_5xx"
-            if not policy.consecutive_5xx:
-                host.consecutive_5xx = 0
-            if not policy.consecutive_gateway_failure:
-                host.consecutive_gateway = 0
-        else:
-            host.consecutive_5xx = host.consecutive_gateway = 0
-        return self._react(key, host, trigger, now)
+            is_out = self._count_status(host, 200, now)
+        if is_out:
+            return [Verdict(key, "eject")]
+        if host.counts_failures == host.is_suspect:
+            return []
+        host.is_suspect = host.counts_failures
+        return [Verdict(key, "suspect" if host.is_suspect else "clear")]
 
-    def _count_local(self, host: _Host, code: int) -> str:
+    def _count_status(self, host: _Host, code: int, now: float) -> bool:
+        """True when this one ejected the host. A check that is off counts nothing, so it makes nobody suspect."""
+        if code < 500:
+            host.consecutive_5xx = host.consecutive_gateway = 0
+            return False
+        policy = self._policy
+        host.consecutive_gateway = host.consecutive_gateway + 1 if code in _GATEWAY else 0
+        if host.consecutive_gateway >= (policy.consecutive_gateway_failure or 1):
+            host.consecutive_gateway = 0
+            if policy.consecutive_gateway_failure and self._eject(host, "consecutive_gateway_failure", now):
+                return True
+        host.consecutive_5xx += 1
+        if host.consecutive_5xx >= (policy.consecutive_5xx or 1):
+            host.consecutive_5xx = 0
+            if policy.consecutive_5xx and self._eject(host, "consecutive_5xx", now):
+                return True
+        return False
+
+    def _count_local_origin(self, host: _Host, code: int, now: float) -> bool:
         if code == CONNECTED:
             host.consecutive_local = 0
-            return ""
+            return False
         threshold = self._policy.consecutive_local_origin_failure
         host.consecutive_local += 1
-        if threshold and host.consecutive_local >= threshold:
-            host.consecutive_local = 0
-            return "consecutive_local_origin_failure"
-        return ""
-
-    def _react(self, key: str, host: _Host, trigger: str, now: float) -> list[Verdict]:
-        verdicts: list[Verdict] = []
-        if trigger and self._eject(host, trigger, now):
-            host.is_suspect = False
-            return [Verdict(key, "eject")]
-        if host.counts_failures != host.is_suspect:
-            host.is_suspect = host.counts_failures
-            verdicts.append(Verdict(key, "suspect" if host.is_suspect else "clear"))
-        return verdicts
+        if host.consecutive_local < (threshold or 1):
+            return False
+        host.consecutive_local = 0
+        return threshold > 0 and self._eject(host, "consecutive_local_origin_failure", now)
 
     def _eject(self, host: _Host, kind: str, now: float) -> bool:
-        """Eject if the allowed share permits; the trigger's counter has been reset either way."""
+        """Eject if the allowed share of the whole cluster permits; True when it did."""
         policy, counters = self._policy, self.counters
         share = 100.0 * (counters.ejections_active + 1) / len(self._hosts)
         if share > policy.max_ejection_percent and not (policy.always_eject_one and counters.ejections_active == 0):
             counters.ejections_overflow += 1
             return False
         host.is_ejected = True
+        host.is_suspect = False  # an ejected host is judged by time alone
         host.ejected_at = now
         maximum = max(policy.max_ejection_s, policy.base_ejection_s)
         if host.backoff * policy.base_ejection_s < maximum + policy.base_ejection_s:
@@ -190,22 +190,31 @@ class OutlierDetector:
         return [self._restore(key, host, now)]
 
     def sweep(self, now: float) -> list[Verdict]:
-        """Run every interval_s: restore whose time is over, then judge the interval's rates."""
-        verdicts: list[Verdict] = []
+        """Run every interval_s: restore whose time is over, judge the interval's rates, let old sins fade."""
         policy = self._policy
         maximum = max(policy.max_ejection_s, policy.base_ejection_s)
-        for key, host in self._hosts.items():
-            if host.is_ejected:
-                if min(policy.base_ejection_s * host.backoff, maximum) <= now - host.ejected_at:
-                    verdicts.append(self._restore(key, host, now))
-            elif host.restored_at is not None and now - host.restored_at >= policy.interval_s and host.backoff > 0:
-                host.backoff -= 1
+        verdicts = [
+            self._restore(key, host, now)
+            for key, host in self._hosts.items()
+            if host.is_ejected and min(policy.base_ejection_s * host.backoff, maximum) <= now - host.ejected_at
+        ]
         if policy.enforce_success_rate:
             verdicts += self._judge_success_rate(now)
         if policy.enforce_failure_percentage:
             verdicts += self._judge_failure_percentage(now)
         for host in self._hosts.values():
             host.requests = host.successes = 0
+            if host.backoff > 0 and not host.is_ejected and now - host.restored_at >= policy.interval_s:
+                host.backoff -= 1
+        return verdicts
+
+    def restore_all(self, now: float) -> list[Verdict]:
+        """The cluster has no outlier detection any more: take back whatever was said."""
+        verdicts = [self._restore(key, host, now) for key, host in self._hosts.items() if host.is_ejected]
+        verdicts += [Verdict(key, "clear") for key, host in self._hosts.items() if host.is_suspect]
+        for host in self._hosts.values():
+            host.forget_failures()
+            host.is_suspect = False
         return verdicts
 
     def _restore(self, key: str, host: _Host, now: float) -> Verdict:
