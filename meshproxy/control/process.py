@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from meshproxy.control import link as supervisor_link
 from meshproxy.control import log
 from meshproxy.control.fleet import Fleet, WorkerHandle
+from meshproxy.control.health import EndpointHealth
 from meshproxy.control.link import (
     DrainAll,
     DropSocket,
@@ -112,6 +113,10 @@ class Control:
             self._on_published,
         )
         self._dns = DnsResolver(self._on_resolved)
+        self._health = EndpointHealth(self.fleet.broadcast, self.fleet.localities_of, self._loop)
+        self.fleet.health_now = self._health.now
+        self.fleet.on_results = self._health.on_results
+        self.fleet.on_counts = self._health.on_counts
         self._identities: Identities | None = None
         if last_good is not None:
             self.store.restore(_contents(last_good))
@@ -158,7 +163,7 @@ class Control:
             certificates=self._identities.describe() if self._identities is not None else [],
             warnings=warnings,
             errors=len(problems) - warnings,
-            endpoint_health={},
+            endpoint_health=self._health.by_cluster(),
             cluster_sizes={
                 key: sum(len(group.endpoints) for group in self.fleet.localities_of(cluster))
                 for key, cluster in self.snapshot.clusters.items()
@@ -225,6 +230,7 @@ class Control:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.fleet.close()
         self._dns.close()
+        self._health.close()
         if self._identities is not None:
             self._identities.close()
         self._loop.remove_reader(self._link.fileno())
@@ -319,9 +325,11 @@ class Control:
 
     def _on_resolved(self, cluster_key: str, localities: tuple[LocalityEndpoints, ...]) -> None:
         self.fleet.resolve(cluster_key, localities)
+        self._health.resolved(cluster_key)
 
     def _on_published(self, snapshot: Snapshot) -> None:
         self._dns.follow(snapshot.clusters.values())
+        self._health.follow(snapshot)
         if self._tidy is not None:
             self._tidy.cancel()
         self._tidy = self._loop.call_later(_TIDY_AFTER_S, self._tidy_up)

@@ -233,7 +233,9 @@ class Demo:
         version = self.stage.this_node.version()
         self.stage.allow_emptying_a_zone()
         started = time.perf_counter()
-        while self.stage.this_node.version() == version and time.perf_counter() - started < 5:
+        for _ in range(250):
+            if await asyncio.to_thread(self.stage.this_node.version) != version:
+                break
             await asyncio.sleep(0.02)
         reload_ms = (time.perf_counter() - started) * 1000
         self.report.expect(
