@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from meshproxy.model.cluster import Cluster, Discovery, HealthCheck
 from meshproxy.model.endpoint import Endpoint, Locality
+from meshproxy.model.workload import WorkloadLabels
 from meshproxy.resources.document import Resource
 from meshproxy.snapshot.destination_rules import DestinationRules, Rule, settings_for
 from meshproxy.snapshot.findings import Findings
@@ -41,6 +42,7 @@ class OwnPort:
 
     identity: str
     takes_mtls: bool
+    workload: WorkloadLabels
 
 
 class OutboundClusters:
@@ -130,7 +132,7 @@ class OutboundClusters:
             outlier is not None,
         )
         endpoints = self._endpoints_of(service, port, subset, chosen.labels if chosen is not None else {}, rule)
-        proxy_labels = topology_labels(local.locality, local.workload.labels) if local.workload.labels else {}
+        proxy_labels = topology_labels(local.locality, local.workload.labels)
         localities, is_weighted = arrange(
             _placed(endpoints, locality_policy), locality_policy, local.locality, proxy_labels
         )
@@ -196,10 +198,10 @@ class OutboundClusters:
         address = instance.address
         if address.startswith(UNIX_SCHEME):
             address, port = address.removeprefix(UNIX_SCHEME), 0
-        identity = instance.identity
+        identity, workload = instance.identity, instance.workload
         own = self._own_ports.get((address, port))
         if own is not None:
-            identity, speaks_mtls = own.identity, own.takes_mtls
+            identity, speaks_mtls, workload = own.identity, own.takes_mtls, own.workload
         else:
             speaks_mtls = instance.labels.get(TLS_MODE_LABEL) == "istio"
             if speaks_mtls and self._peer_authentications.is_disabled(instance.namespace, instance.labels, port):
@@ -210,7 +212,7 @@ class OutboundClusters:
             weight=instance.weight,
             speaks_mtls=speaks_mtls,
             spiffe_ids=((identity, *service.subject_alt_names) if identity else service.subject_alt_names),
-            workload=instance.workload,
+            workload=workload,
             labels=instance.labels,
         )
 

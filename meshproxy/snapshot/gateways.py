@@ -34,8 +34,11 @@ class Gateways:
             selector = gateway.spec.get("selector") or {}
             owner = next((local for local in self.workloads if selects(selector, local.workload.labels)), None)
             if owner is None and selects(selector, process.labels):
-                owner = process_workload(process)
-                self.workloads.append(owner)
+                own = process_workload(process)
+                owner = next((local for local in self.workloads if local.workload.id == own.workload.id), None)
+                if owner is None:
+                    owner = own
+                    self.workloads.append(own)
             if owner is not None:
                 self._chosen.append((gateway, owner))
 

@@ -81,7 +81,7 @@ class Inbound:
             local, bind = ingress.local, ingress.bind
             workload = local.workload
             identity = spiffe_uri(workload.trust_domain, workload.namespace, workload.service_account)
-            own = OwnPort(identity, ingress.mtls is not MtlsMode.DISABLE)
+            own = OwnPort(identity, ingress.mtls is not MtlsMode.DISABLE, workload.metric_labels)
             addresses = [local.address, "127.0.0.1", "::1"] if bind.address in _ANY else [bind.address]
             for address in addresses:
                 if address:

@@ -12,6 +12,7 @@ from meshproxy.model.workload import WorkloadLabels
 
 TLS_MODE_LABEL = "security.istio.io/tlsMode"
 _UNKNOWN = "unknown"
+_NOTHING_SAID = {"canonical_revision": "latest"}
 
 
 def metric_labels(name: str, namespace: str, labels: Mapping[str, str]) -> WorkloadLabels:
@@ -42,17 +43,19 @@ def spiffe_uri(trust_domain: str, namespace: str, service_account: str) -> str:
 
 
 def known_peers(workloads: Iterable[tuple[str, WorkloadLabels]]) -> dict[str, WorkloadLabels]:
-    """Identity → what all workloads of that identity have in common; what differs among them is unknown."""
-    peers: dict[str, WorkloadLabels] = {}
+    """Identity → what is known of all workloads that have it; where they contradict each other, nobody knows."""
+    seen: dict[str, dict[WorkloadLabels, None]] = {}
     for identity, labels in workloads:
-        known = peers.get(identity)
-        if known is None:
-            peers[identity] = labels
-        elif known is not labels and known != labels:
-            peers[identity] = _common(known, labels)
-    return peers
+        seen.setdefault(identity, {})[labels] = None
+    return {identity: _common(tuple(found)) for identity, found in seen.items()}
 
 
-def _common(a: WorkloadLabels, b: WorkloadLabels) -> WorkloadLabels:
-    pairs = [(getattr(a, field.name), getattr(b, field.name)) for field in fields(WorkloadLabels)]
-    return _interned(*(mine if mine == other else _UNKNOWN for mine, other in pairs))
+def _common(found: tuple[WorkloadLabels, ...]) -> WorkloadLabels:
+    if len(found) == 1:
+        return found[0]
+    values = []
+    for field in fields(WorkloadLabels):
+        nothing = _NOTHING_SAID.get(field.name, _UNKNOWN)
+        said = {getattr(labels, field.name) for labels in found} - {nothing}
+        values.append(said.pop() if len(said) == 1 else _UNKNOWN if said else nothing)
+    return _interned(*values)

@@ -244,6 +244,7 @@ spec:
     (endpoint,) = endpoints(translated(*texts).cluster("outbound|8080||a.example"))
     assert endpoint.speaks_mtls
     assert endpoint.spiffe_ids == ("spiffe://cluster.local/ns/default/sa/a",)
+    assert endpoint.workload.workload == "vm-a"
 
 
 def test_peers_are_known_by_identity_and_by_what_their_workloads_have_in_common() -> None:
@@ -257,3 +258,13 @@ def test_peers_are_known_by_identity_and_by_what_their_workloads_have_in_common(
         identity.rpartition("/")[2]: (known.workload, known.app) for identity, known in result.snapshot.peers.items()
     }
     assert peers == {"a": ("vm-a", "a"), "b": ("unknown", "b")}
+
+
+def test_an_endpoint_that_names_only_a_service_account_does_not_hide_what_is_known_of_its_workload() -> None:
+    result = translated(
+        ingress("a"),
+        workload_entry("vm-a", "127.0.0.2", "a"),
+        service_entry("a.example", "{address: 10.0.0.1, serviceAccount: a}"),
+    )
+    known = result.snapshot.peers["spiffe://cluster.local/ns/default/sa/a"]
+    assert (known.workload, known.app, known.canonical_revision) == ("vm-a", "a", "latest")
