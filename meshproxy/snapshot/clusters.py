@@ -24,6 +24,7 @@ from meshproxy.snapshot.localities import (
     topology_labels,
 )
 from meshproxy.snapshot.peer_authentication import PeerAuthentications
+from meshproxy.snapshot.protocols import warn_of_http2
 from meshproxy.snapshot.services import Instance, Service, ServicePort, Services
 from meshproxy.snapshot.traffic_policy import lb_policy, outlier_policy, pool_settings, upstream_tls
 from meshproxy.snapshot.workload_names import TLS_MODE_LABEL
@@ -136,6 +137,7 @@ class OutboundClusters:
         localities, is_weighted = arrange(
             _placed(endpoints, locality_policy), locality_policy, local.locality, proxy_labels
         )
+        warn_of_http2(port.protocol, service.resource, "spec.ports", self._findings)
         shaped_by: Resource = chosen.resource if chosen is not None else rule.resource if rule else service.resource
         return Cluster(
             name=outbound_name(port.number, subset, service.host),

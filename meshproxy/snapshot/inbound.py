@@ -18,7 +18,7 @@ from meshproxy.snapshot.findings import Findings
 from meshproxy.snapshot.hosts import service_fqdn
 from meshproxy.snapshot.listeners import Bind, Listeners
 from meshproxy.snapshot.peer_authentication import PeerAuthentications
-from meshproxy.snapshot.protocols import declared_protocol
+from meshproxy.snapshot.protocols import declared_protocol, warn_of_http2
 from meshproxy.snapshot.services import Service
 from meshproxy.snapshot.traffic_policy import pool_settings
 from meshproxy.snapshot.workload_names import spiffe_uri
@@ -120,7 +120,13 @@ class Inbound:
             port = spec["port"]
             number = port["number"]
             bind = Bind.of(spec.get("bind") or "", number, default_bind)
+            if not self._listeners.can_bind(bind, sidecar, f"{path}.bind"):
+                continue
             target = _target(spec.get("defaultEndpoint") or "", number, local.address)
+            if target.is_abstract:
+                message = f"{target} is an abstract unix socket, which this version does not connect to"
+                self._findings.error(sidecar, f"{path}.defaultEndpoint", message, "this listener is left out")
+                continue
             if (
                 not target.is_unix
                 and target.port == bind.port
@@ -130,13 +136,15 @@ class Inbound:
                 action = "this listener is left out; give defaultEndpoint another port, or bind another address"
                 self._findings.error(sidecar, f"{path}.defaultEndpoint", message, action)
                 continue
+            protocol = declared_protocol(number, port.get("protocol") or "", port.get("name") or "")
+            warn_of_http2(protocol, sidecar, f"{path}.port.protocol", self._findings)
             yield Ingress(
                 local=local,
                 sidecar=sidecar,
                 path=path,
                 bind=bind,
                 port=number,
-                protocol=declared_protocol(number, port.get("protocol") or "", port.get("name") or ""),
+                protocol=protocol,
                 target=target,
                 mtls=self._peer_authentications.mode(workload.namespace, workload.labels, number, is_local=True),
                 pool=spec.get("connectionPool") or sidecar.spec.get("inboundConnectionPool"),

@@ -29,6 +29,11 @@ class Bind:
         return self.address.startswith(("/", "@"))
 
     @property
+    def is_abstract(self) -> bool:
+        """Linux's unix sockets without a file."""
+        return self.address.startswith("@")
+
+    @property
     def name(self) -> str:
         return self.address if self.is_unix else f"{self.address}_{self.port}"
 
@@ -46,8 +51,17 @@ class Listeners:
     by_name: dict[str, Listener] = field(default_factory=dict)
     route_tables: dict[str, RouteTable] = field(default_factory=dict)
 
+    def can_bind(self, bind: Bind, resource: Resource, path: str) -> bool:
+        """False, and said so, for an address that this version does not serve."""
+        if bind.is_abstract:
+            message = f"{bind} is an abstract unix socket, which this version does not serve"
+            self.findings.error(resource, path, message, "this listener is left out; give a path")
+        return not bind.is_abstract
+
     def is_free(self, bind: Bind, workload_id: str, resource: Resource, path: str) -> bool:
         """False, and said so, where an earlier listener has the address."""
+        if not self.can_bind(bind, resource, path):
+            return False
         taken = self.by_name.get(bind.name)
         if taken is None:
             return True

@@ -29,18 +29,29 @@ class WorkloadInstance:
     instance: Instance | None
 
 
-def workload_instances(entries: Iterable[Resource], trust_domain: str, probes: Probes) -> list[WorkloadInstance]:
+def workload_instances(
+    entries: Iterable[Resource], trust_domain: str, probes: Probes, findings: Findings
+) -> list[WorkloadInstance]:
     found = []
     for resource in entries:
         spec = resource.spec
         # Istio merges both, and the labels of the object win.
         labels = {**(spec.get("labels") or {}), **resource.labels}
         instance = None
-        if spec.get("address"):
+        if _is_reachable(spec, resource, "spec", findings):
             check = probes.for_entry(resource, labels)
             instance = _instance(spec, labels, resource.namespace, resource.name, trust_domain, check)
         found.append(WorkloadInstance(resource, labels, instance))
     return found
+
+
+def _is_reachable(spec: Mapping[str, Any], resource: Resource, path: str, findings: Findings) -> bool:
+    address = spec.get("address") or ""
+    if address.startswith("unix://@"):
+        message = f"{address} is an abstract unix socket, which this version does not connect to"
+        findings.warn(resource, f"{path}.address", message, "the endpoint is left out")
+        return False
+    return bool(address)
 
 
 def _instance(
@@ -85,13 +96,17 @@ def service_entries(
                 findings.warn(resource, f"spec.hosts[{index}]", message, "the older one is used")
                 continue
             if instances is None:
-                instances = _instances(resource, workload_entries, trust_domain, probes)
+                instances = _instances(resource, workload_entries, trust_domain, probes, findings)
             services[resource.namespace, host] = _service(resource, host, index, instances, findings)
     return list(services.values())
 
 
 def _instances(
-    resource: Resource, workload_entries: Sequence[WorkloadInstance], trust_domain: str, probes: Probes
+    resource: Resource,
+    workload_entries: Sequence[WorkloadInstance],
+    trust_domain: str,
+    probes: Probes,
+    findings: Findings,
 ) -> list[Instance]:
     spec, namespace = resource.spec, resource.namespace
     selector = (spec.get("workloadSelector") or {}).get("labels")
@@ -104,10 +119,10 @@ def _instances(
     # Equal label sets are one object: ten thousand endpoints carry a handful of them.
     shared: dict[tuple[tuple[str, str], ...], Mapping[str, str]] = {}
     instances = []
-    for endpoint in spec.get("endpoints") or ():
+    for index, endpoint in enumerate(spec.get("endpoints") or ()):
         written = endpoint.get("labels") or {}
         labels = shared.setdefault(tuple(written.items()), written)
-        if endpoint.get("address"):
+        if _is_reachable(endpoint, resource, f"spec.endpoints[{index}]", findings):
             check = probes.for_labels(namespace, labels)
             instances.append(_instance(endpoint, labels, namespace, "", trust_domain, check))
     return instances

@@ -63,7 +63,7 @@ def translate(
         return kinds.get((group, kind), [])
 
     probes = Probes(of(_NETWORKING, "WorkloadGroup"))
-    entries = workload_instances(of(_NETWORKING, "WorkloadEntry"), context.trust_domain, probes)
+    entries = workload_instances(of(_NETWORKING, "WorkloadEntry"), context.trust_domain, probes, findings)
     services = Services(
         [
             *kubernetes_services(

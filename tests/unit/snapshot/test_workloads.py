@@ -268,3 +268,19 @@ def test_an_endpoint_that_names_only_a_service_account_does_not_hide_what_is_kno
     )
     known = result.snapshot.peers["spiffe://cluster.local/ns/default/sa/a"]
     assert (known.workload, known.app, known.canonical_revision) == ("vm-a", "a", "latest")
+
+
+def test_abstract_unix_sockets_are_left_out_and_reported() -> None:
+    result = translated(
+        ingress("", 8081, endpoint="unix://@app"),
+        sidecar().replace("name: egress", "name: egress, namespace: istio-system"),
+        service_entry("a.example", "{address: 'unix://@app'}"),
+    )
+    assert result.snapshot.listeners == {}
+    assert "@app is an abstract unix socket" in result.errors[0]
+    assert "spec.endpoints[0].address" in result.warnings[0]
+
+
+def test_http2_is_said_not_to_be_spoken() -> None:
+    result = translated(ingress("", protocol="GRPC"))
+    assert "spec.ingress[0].port.protocol: a port is GRPC" in result.warnings[0]
