@@ -1,6 +1,7 @@
 """Whatever resources stand together, the snapshot holds together."""
 
 import json
+from random import Random
 from typing import Any
 
 from hypothesis import given, settings
@@ -269,14 +270,14 @@ spec:
 _PICKS = 10_000
 
 
-def shares(proxy: str, ejected: dict[str, int], each: int = 4) -> dict[str, float]:
+def shares(proxy: str, ejected: dict[str, int], each: int = 4, seed: str = _SEED) -> dict[str, float]:
     """Zone → percent of 10,000 picks, with so many endpoints of a zone ejected."""
     listed = [
         f"{{address: 10.0.{zone}.{number}, locality: cn-north-1/zone{zone}/a}}"
         for zone in (1, 2, 3)
         for number in range(each)
     ]
-    resources, problems = load_text(_SEED.replace("ENDPOINTS", ", ".join(listed)), "seed.yaml")
+    resources, problems = load_text(seed.replace("ENDPOINTS", ", ".join(listed)), "seed.yaml")
     assert all(problem.severity is Severity.WARNING for problem in problems)
     snapshot, _ = translate(resources, ProxyContext(locality=Locality.parse(proxy)))
     cluster = snapshot.clusters["outbound|8080||edge.example"]
@@ -287,24 +288,13 @@ def shares(proxy: str, ejected: dict[str, int], each: int = 4) -> dict[str, floa
             state.is_ejected = True
         groups.append((group.priority, group.locality, group.weight, states))
     zone_of = {id(state): locality.zone for _, locality, _, states in groups for state in states}
-    draws = iter(_Draws())
-    balancer = ClusterBalancer(cluster.lb, groups, lambda: next(draws), 0.0)
+    balancer = ClusterBalancer(cluster.lb, groups, Random(1).random, 0.0)
     counts: dict[str, int] = {}
     for _ in range(_PICKS):
         state = balancer.pick(0.0)
         assert state is not None and not state.is_ejected
         counts[zone_of[id(state)]] = counts.get(zone_of[id(state)], 0) + 1
     return {zone: 100 * count / _PICKS for zone, count in sorted(counts.items())}
-
-
-class _Draws:
-    """A low-discrepancy sequence in [0, 1): even like chance, and the same in every run."""
-
-    def __iter__(self) -> Any:
-        draw = 0.5
-        while True:
-            yield draw
-            draw = (draw + 0.618033988749895) % 1.0
 
 
 def near(found: dict[str, float], expected: dict[str, float]) -> bool:
@@ -329,3 +319,11 @@ def test_with_ten_endpoints_a_zone_the_share_follows_their_health() -> None:
     for out, share in expected.items():
         found = shares("cn-north-1/zone1/a", {"zone1": out}, each=10)
         assert near(found, {"zone1": share, "zone2": 100 - share}), (out, found)
+
+
+def test_without_distribute_the_own_zone_spills_over_only_when_too_few_endpoints_are_left() -> None:
+    failover = _SEED.partition("    localityLbSettings:")[0]
+    assert shares("cn-north-1/zone1/a", {}, seed=failover) == {"zone1": 100}
+    assert shares("cn-north-1/zone1/a", {"zone1": 1}, seed=failover) == {"zone1": 100}
+    found = shares("cn-north-1/zone1/a", {"zone1": 2}, seed=failover)
+    assert near(found, {"zone1": 70, "zone2": 15, "zone3": 15})
