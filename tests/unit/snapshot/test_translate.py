@@ -2,7 +2,7 @@
 
 from pathlib import Path
 from random import Random
-from time import perf_counter
+from time import process_time
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -103,9 +103,9 @@ def large_mesh(services: int, endpoints: int) -> list[Resource]:
 def test_a_thousand_services_of_ten_endpoints_translate_in_a_second() -> None:
     resources = large_mesh(1000, 10)
     context = ProxyContext(locality=Locality("r1", "z1"))
-    started = perf_counter()
+    started = process_time()
     snapshot, _ = translate(resources, context)
-    took = perf_counter() - started
+    took = process_time() - started
     assert len(snapshot.clusters) == 1000
-    # 0.3 s where this was written; a machine three times slower still passes.
+    # CPU time, so that what else runs on the machine does not count; 0.3 s where this was written.
     assert took < 1.0
