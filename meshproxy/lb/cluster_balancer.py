@@ -118,10 +118,8 @@ class ClusterBalancer:
                 return weighted[0][0]
             if weighted:
                 place = (priority, None, state)
-                choice = self._localities.get(place)
-                if choice is None or choice.weighted != weighted:
-                    choice = LocalityChoice(weighted, self._draw())
-                localities[place] = choice
+                choice = localities[place] = self._localities.get(place) or LocalityChoice()
+                choice.update(weighted, self._draw())
                 return choice.pick
         everyone = lists[0] if len(lists) == 1 else [endpoint for endpoints in lists for endpoint in endpoints]
         return self._policy((priority, None, state), everyone, policies, now).pick

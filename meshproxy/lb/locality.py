@@ -21,18 +21,32 @@ def effective_weight(weight: int, available: int, total: int, overprovisioning_p
 class LocalityChoice:
     """Localities by weight, earliest deadline first as in lb.edf; each pick goes on to the locality's own policy."""
 
-    __slots__ = ("_turns", "weighted")
+    # Apart from EdfScheduler because weights only change in update: the period is in the entry and the heap step
+    # inline (−25 % of a pick with two localities).
+    __slots__ = ("_turns", "_weighted")
 
-    def __init__(self, weighted: Sequence[tuple[Pick, float]], phase: float) -> None:
-        """Weights > 0; phase in [0, 1): where in the cycle to begin."""
-        self.weighted = weighted
-        # Kept apart from EdfScheduler because weights are fixed here: the period is in the entry, the heap step inline
-        # (−25 % of a pick with two localities).
+    def __init__(self) -> None:
+        self._weighted: Sequence[tuple[Pick, float]] = ()
+        self._turns: list[tuple[float, int, float, Pick]] = []
+        """(deadline, index, period, pick)."""
+
+    def update(self, weighted: Sequence[tuple[Pick, float]], phase: float) -> None:
+        """Weights > 0; phase in [0, 1): where in the cycle those begin that were not here before.
+
+        Who was here keeps the share of its wait that is left. Did all begin anew, flapping health would starve the
+        light ones: a heavy one comes first far more often than its weight says.
+        """
+        if weighted == self._weighted:
+            return
+        now = max((deadline - period for deadline, _, period, _ in self._turns), default=0.0)
+        left = {pick: max(0.0, deadline - now) / period for deadline, _, period, pick in self._turns}
+        step = 1.0 / len(weighted)
         self._turns = [
-            (((phase + index / len(weighted)) % 1.0) / weight, index, 1.0 / weight, pick)
+            (now + left.get(pick, (phase + index * step) % 1.0) / weight, index, 1.0 / weight, pick)
             for index, (pick, weight) in enumerate(weighted)
         ]
         heapify(self._turns)
+        self._weighted = weighted
 
     def pick(self, now: float) -> EndpointState | None:
         turns = self._turns

@@ -18,8 +18,8 @@ class RoundRobin:
         self._draw = draw
         self._slow_start = slow_start
         self._endpoints: list[EndpointState] = []
-        self._at = -1
-        """Index of the next one; −1 before the first update."""
+        self._at = 0
+        """Index of the next one."""
         self._scheduler: EdfScheduler[EndpointState] | None = None
         """Only where weights differ or someone is warming up."""
         self._warm_at = 0.0
@@ -36,11 +36,11 @@ class RoundRobin:
             elif before != self._endpoints:
                 scheduler.replace(self._endpoints, lambda endpoint: self._weight(endpoint, now), self._draw())
             return
-        self._scheduler = None
-        # Stay where we were if the next in turn is still there: an update must not favour the first of the list.
-        if self._at < 0:
+        if self._scheduler is not None or not before:
+            self._scheduler = None
             self._at = int(self._draw() * count)
-        elif count and before and before != self._endpoints:
+        elif count and before != self._endpoints:
+            # Stay where we were if the next in turn is still there: an update must not favour the first of the list.
             following = before[self._at % len(before)]
             self._at = self._endpoints.index(following) if following in self._endpoints else self._at % count
 
