@@ -11,7 +11,7 @@ from typing import Any
 
 from bench import mesh, origin
 from bench.case import MESH, Case, Figure, Outcome, Settings, say
-from bench.change import publish, wait_revision
+from bench.change import publish, revised, wait_revision
 from bench.load import Target, start_steady
 from bench.process import BenchError, Group, Workspace
 from bench.services import ECHO_HOST, echo
@@ -33,7 +33,7 @@ def zero_loss(settings: Settings, outcome: Outcome) -> None:
 
         reloads_from = time.monotonic()
         for number in range(1, _RELOADS + 1):
-            publish(proxy.config, services, port, number)
+            publish(proxy.config, revised(services, port, number))
             wait_revision(port, number)
         say(f"  {outcome.case} {_RELOADS} reloads done")
         time.sleep(0.5)
