@@ -64,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         absent=absent,
     )
     signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGINT, _end)  # also where a shell started us with it ignored
     outcomes: list[Outcome] = []
     failed = False
     for name in options.cases or list(CASES):
