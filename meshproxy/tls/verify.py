@@ -112,9 +112,8 @@ def xfcc_element(by_uri: str, der: bytes | None, certificate: PeerCertificate | 
         return b""
     pairs = [f"By={_value(by_uri)}"] if by_uri else []
     pairs.append(f"Hash={hashlib.sha256(der).hexdigest()}")
-    # Subject is quoted always: distinguished names hold commas and equals signs more often than not.
-    subject = _distinguished_name(certificate.get("subject", ())).replace('"', '\\"')
-    pairs.append(f'Subject="{subject}"')
+    # Quoted always; RFC 2253 has escaped quotes and backslashes already, once more would end the quotes early.
+    pairs.append(f'Subject="{_distinguished_name(certificate.get("subject", ()))}"')
     pairs.extend(f"URI={_value(uri)}" for uri in _names(certificate, "URI"))
     pairs.extend(f"DNS={_value(name)}" for name in _names(certificate, "DNS"))
     # A header is one line whatever a certificate holds.
@@ -133,7 +132,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 def _value(text: str) -> str:
     if _NEEDS_QUOTES.search(text):
-        return '"' + text.replace('"', '\\"') + '"'
+        return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
     return text
 
 
