@@ -81,12 +81,20 @@ class OutlierDetector:
         self._hosts = {key: _Host() for key in endpoint_keys}
         self.counters = OutlierCounters()
 
-    def update(self, policy: OutlierPolicy, endpoint_keys: Iterable[str], now: float) -> None:
-        """Another policy or membership; who stays keeps counts and ejection."""
+    def update(self, policy: OutlierPolicy, endpoint_keys: Iterable[str], now: float) -> list[Verdict]:
+        """Another policy or membership; who stays keeps counts and ejection.
+
+        Gives back what was said about those who left: should one of them return, nobody may remember it as ejected.
+        """
         old = self._hosts
         self._policy = policy
         self._hosts = {key: old.get(key) or _Host() for key in endpoint_keys}
         self.counters.ejections_active = sum(host.is_ejected for host in self._hosts.values())
+        return [
+            Verdict(key, "restore" if host.is_ejected else "clear")
+            for key, host in old.items()
+            if (host.is_ejected or host.is_suspect) and key not in self._hosts
+        ]
 
     def is_ejected(self, key: str) -> bool:
         host = self._hosts.get(key)

@@ -205,11 +205,15 @@ def test_a_base_above_the_maximum_counts() -> None:
     assert back_at(subject, 0.0, every=10.0) == 400.0
 
 
-@pytest.mark.parametrize(("quiet", "lasts"), [(0, 300), (1, 300), (5, 180), (9, 60), (10, 30), (50, 30)])
-def test_each_quiet_sweep_forgives_one_of_ten_ejections(quiet: int, lasts: float) -> None:
+@pytest.mark.parametrize(
+    ("ejections", "quiet", "lasts"),
+    [(10, 0, 300), (10, 1, 300), (10, 5, 180), (10, 9, 60), (10, 10, 30), (10, 50, 30), (30, 10, 60), (30, 11, 30)],
+)
+def test_each_quiet_sweep_forgives_one_ejection(ejections: int, quiet: int, lasts: float) -> None:
+    """Those past the maximum are not remembered: eleven quiet sweeps forgive any number."""
     subject = detector()
     now = 0.0
-    for _ in range(10):
+    for _ in range(ejections):
         feed(subject, [500] * 5, now=now)
         now = back_at(subject, now)
     for _ in range(quiet):
@@ -349,7 +353,7 @@ class TestUpdate:
         subject = detector(max_ejection_percent=100)
         feed(subject, [500] * 5, KEYS[0])
         feed(subject, [500] * 4, KEYS[1])
-        subject.update(policy(max_ejection_percent=100), [*KEYS[:2], "10.9.9.9:80"], 5.0)
+        assert subject.update(policy(max_ejection_percent=100), [*KEYS[:2], "10.9.9.9:80"], 5.0) == []
         assert subject.is_ejected(KEYS[0])
         assert feed(subject, [500], KEYS[1]) == ["eject"]
         assert subject.counters.ejections_active == 2
@@ -357,9 +361,11 @@ class TestUpdate:
     def test_who_leaves_makes_room(self) -> None:
         subject = detector()
         feed(subject, [500] * 5, KEYS[0])
-        subject.update(policy(), [*KEYS[1:], "10.9.9.9:80"], 5.0)
+        feed(subject, [500], KEYS[1])
+        left = subject.update(policy(), [*KEYS[2:], "10.9.9.8:80", "10.9.9.9:80"], 5.0)
+        assert left == [Verdict(KEYS[0], "restore"), Verdict(KEYS[1], "clear")]
         assert subject.counters.ejections_active == 0
-        assert "eject" in feed(subject, [500] * 5, KEYS[1])
+        assert "eject" in feed(subject, [500] * 5, KEYS[2])
 
     def test_who_is_unknown_is_ignored(self) -> None:
         subject = detector()
