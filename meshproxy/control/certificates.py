@@ -25,6 +25,8 @@ from meshproxy.telemetry.process_state import CertificateInfo
 
 CHAIN, KEY, ROOTS = "cert-chain.pem", "key.pem", "root-cert.pem"
 _MAX_FILE_BYTES = 1 << 20
+_V_NOT_YET_VALID = 9
+"""OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID."""
 
 
 @dataclass(slots=True)
@@ -256,9 +258,9 @@ def _check_handshake(triple: _Triple, home: Path) -> None:
             except ssl.SSLWantReadError:
                 continue
     except ssl.SSLCertVerificationError as error:
-        raise ConfigError(
-            f"{home / CHAIN}: the certificate does not verify against {ROOTS}: {error.verify_message}"
-        ) from None
+        # OpenSSL's clock counts whole seconds and may be a tick behind ours.
+        kind = _NotYet if error.verify_code == _V_NOT_YET_VALID else ConfigError
+        raise kind(f"{home / CHAIN}: the certificate does not verify against {ROOTS}: {error.verify_message}") from None
     except ssl.SSLError as error:
         raise ConfigError(f"{home}: a TLS handshake with these certificates fails: {error.reason}") from None
 

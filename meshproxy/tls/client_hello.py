@@ -1,7 +1,7 @@
 """What a TLS ClientHello asks for: server name and application protocols, from a connection's first bytes. Pure.
 
 Decides: is it TLS, and what does it want. Leaves to others: the handshake (every byte is still there for it).
-Bounded: a hello of more than LIMIT_BYTES is not TLS to us. Bytes may come in any split, records of any size.
+Bounded: a hello of more than LIMIT_BYTES, or of a thousand records, is not TLS to us. Bytes may come in any split.
 Source: RFC 8446 §4.1.2 and §5.1, RFC 6066 §3 (server_name), RFC 7301 §3.1 (ALPN).
 """
 
@@ -12,6 +12,8 @@ LIMIT_BYTES = 64 * 1024
 MESH_ALPN = frozenset({"istio", "istio-peer-exchange", "istio-http/1.0", "istio-http/1.1", "istio-h2"})
 """What tells mesh mTLS from an application's own TLS on an inbound port (Istio)."""
 
+_MAX_RECORDS = 1024
+"""A hello has one or two. Whoever parses again at each arrival (a peek) pays for all of them each time."""
 _MAX_RECORD_BYTES = 16 * 1024 + 256
 _HANDSHAKE, _CLIENT_HELLO = 0x16, 0x01
 _SERVER_NAME, _ALPN = 0, 16
@@ -42,13 +44,14 @@ class ClientHello:
 class ClientHelloReader:
     """Reads a hello as it arrives; each byte is looked at once, however small the pieces are."""
 
-    __slots__ = ("_header", "_message", "_record_left", "_result", "seen_bytes")
+    __slots__ = ("_header", "_message", "_record_left", "_records", "_result", "seen_bytes")
 
     def __init__(self) -> None:
         self.seen_bytes = 0
         """How much was fed; where a caller peeks, what it has yet to feed begins here."""
         self._header = b""
         self._record_left = 0
+        self._records = 0
         self._message = bytearray()
         self._result: ClientHello | Verdict = NEED_MORE
 
@@ -68,12 +71,13 @@ class ClientHelloReader:
                 take = 5 - len(self._header)
                 self._header += data[at : at + take]
                 at += take
-                if not _may_be_record(self._header):
+                if not _may_be_record(self._header) or self._records >= _MAX_RECORDS:
                     return NOT_TLS
                 if len(self._header) < 5:
                     return NEED_MORE
                 self._record_left = int.from_bytes(self._header[3:], "big")
                 self._header = b""
+                self._records += 1
                 continue
             piece = data[at : at + self._record_left]
             at += len(piece)

@@ -124,16 +124,22 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         on_done: Callable[["HandshakeError | None"], None] | None = None,
         handshake_timeout_s: float = HANDSHAKE_TIMEOUT_S,
     ) -> None:
-        """on_done: called once, with None after app.connection_made, or with the reason why there will be none."""
+        """on_done: called once, with None after app.connection_made, or with the reason why there will be none.
+
+        HandshakeError where server_name cannot be one (a NUL, a leading dot, over 255 bytes).
+        """
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
-        self._obj = context.wrap_bio(
-            self._incoming,
-            self._outgoing,
-            server_side=is_server,
-            server_hostname=server_name or None,
-            session=slot.session_for(context) if slot is not None else None,
-        )
+        try:
+            self._obj = context.wrap_bio(
+                self._incoming,
+                self._outgoing,
+                server_side=is_server,
+                server_hostname=server_name or None,
+                session=slot.session_for(context) if slot is not None else None,
+            )
+        except (TypeError, ValueError, ssl.SSLError):
+            raise HandshakeError("BAD_SERVER_NAME", f"{server_name!r} cannot be a TLS server name") from None
         self._read: Callable[[int], bytes] = self._obj.read
         self._is_server = is_server
         self._verify = verify
@@ -193,7 +199,8 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
 
     def eof_received(self) -> bool:
         if self._has_eof:
-            return not self._is_closing  # close_notify came before: what the app still has to say may go out
+            # close_notify came before: what the app still has to say may go out, unless it has said it.
+            return not (self._is_closing or self._wrote_eof)
         if not self._is_handshaking and not self._is_closing:
             self._cut = ConnectionResetError("closed without close_notify")
         return False
@@ -229,6 +236,13 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             self._refuse(_handshake_error(error))
             return
         self._flush()
+        try:
+            self._obj.getpeercert()
+        except ValueError:  # a SAN that is not UTF-8; nobody after us shall stumble over it
+            self._refuse(
+                HandshakeError("UNREADABLE_CERTIFICATE", "the peer's certificate holds names that are no text")
+            )
+            return
         refusal = self._verify(self._obj) if self._verify is not None else None
         if refusal is not None:
             self._refuse(HandshakeError("PEER_IDENTITY_REFUSED", refusal))

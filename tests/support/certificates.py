@@ -17,7 +17,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
 
 from meshproxy.tls.context import Bundle
 
@@ -116,11 +116,13 @@ class Authority:
         key_type: str = "ec",
         key: Key | None = None,
         is_self_signed: bool = False,
+        raw_alt_names: bytes | None = None,
     ) -> Leaf:
         """A good workload certificate, except for what is said.
 
         uris: URI SANs instead of the workload's own. starts_s, expires_s: seconds from now. is_ca: CA:TRUE; signs:
-        keyCertSign and cRLSign without it. usages: extended key usages, None for no such extension.
+        keyCertSign and cRLSign without it. usages: extended key usages, None for no such extension. raw_alt_names: the
+        subjectAltName extension's content as DER, for names that cryptography would not write.
         """
         key = key or new_key(key_type)
         name = x509.Name([x509.NameAttribute(oid, value) for oid, value in subject])
@@ -132,6 +134,9 @@ class Authority:
         names += [x509.DNSName(dns) for dns in dns_names]
         if names:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=not subject)
+        if raw_alt_names is not None:
+            oid = ExtensionOID.SUBJECT_ALTERNATIVE_NAME
+            builder = builder.add_extension(x509.UnrecognizedExtension(oid, raw_alt_names), critical=True)
         builder = builder.add_extension(x509.BasicConstraints(ca=is_ca, path_length=None), critical=True)
         builder = builder.add_extension(_usage(signs=is_ca if signs is None else signs), critical=True)
         if usages is not None:

@@ -123,6 +123,12 @@ def test_a_hello_that_never_ends_is_given_up_at_the_limit() -> None:
     assert reader.seen_bytes <= LIMIT_BYTES + 6
 
 
+def test_a_hello_of_thousands_of_records_is_given_up() -> None:
+    data = hello("a.example", tuple(f"{number:0200}" for number in range(20)))
+    assert isinstance(parse_client_hello(in_records_of(5, data)), ClientHello)
+    assert parse_client_hello(in_records_of(1, data)) is NOT_TLS
+
+
 @pytest.mark.parametrize("name", [b"a\x00b", b"a b", b"\xc3\xa9", b"a\r\nb"])
 def test_a_name_that_cannot_be_one_is_no_name(name: bytes) -> None:
     data = hello("x" * len(name), ())

@@ -105,7 +105,7 @@ def test_a_leaf_that_signed_another_is_no_ca() -> None:
     """A stolen workload key must not make identities."""
     workload = AUTHORITY.leaf("default", "stolen")
     forger = Authority("Forger")
-    forger.issuer, forger.key, forger.name = AUTHORITY, workload.key, workload.certificate.subject  # type: ignore[assignment]
+    forger.issuer, forger.key, forger.name = AUTHORITY, workload.key, workload.certificate.subject
     forged = forger.leaf("istio-system", "admin")
     chain = forged.chain_pem.split(b"-----END CERTIFICATE-----\n")[0] + b"-----END CERTIFICATE-----\n"
     bundle = Bundle(chain_pem=chain + workload.chain_pem, key_pem=forged.key_pem, roots_pem=AUTHORITY.pem)
