@@ -8,6 +8,7 @@ A detector is made with the first report of its cluster: a thousand clusters in 
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable
 
 from meshproxy.control.health_checks import HealthChecks
@@ -18,6 +19,9 @@ from meshproxy.policy.health import CheckState
 from meshproxy.policy.outlier import OutlierDetector, Verdict
 from meshproxy.snapshot.snapshot import EMPTY_SNAPSHOT, Snapshot
 
+_log = logging.getLogger(__name__)
+
+_PAST = {"restore": "restored"}
 LocalitiesOf = Callable[[Cluster], tuple[LocalityEndpoints, ...]]
 
 
@@ -35,12 +39,18 @@ class EndpointHealth:
         self._sweeps: dict[str, asyncio.TimerHandle] = {}
         self._checks = HealthChecks(self._on_check)
         self._standing: dict[tuple[str, str], CheckState] = {}
+        self.ejections: dict[str, int] = {}
+        """Cluster name → ejections since the start."""
 
     def follow(self, snapshot: Snapshot) -> None:
         """Another snapshot: endpoints that stay keep their counts and verdicts."""
         self._snapshot = snapshot
         for key in list(self._detectors):
             self._follow_cluster(key)
+        self._follow_checks()
+
+    def _follow_checks(self) -> None:
+        snapshot = self._snapshot
         self._checks.follow((cluster, self._localities_of(cluster)) for cluster in snapshot.clusters.values())
         checked = {
             (cluster.key, endpoint.key)
@@ -63,6 +73,9 @@ class EndpointHealth:
         """DNS gave a cluster other endpoints."""
         if cluster_key in self._detectors:
             self._follow_cluster(cluster_key)
+        cluster = self._snapshot.clusters.get(cluster_key)
+        if cluster is not None and cluster.health_check is not None:
+            self._follow_checks()
 
     def now(self) -> tuple[tuple[str, str, str], ...]:
         """Every verdict that holds, for a worker that is new."""
@@ -88,8 +101,8 @@ class EndpointHealth:
         for cluster_key, endpoint_key, code in results.events:
             detector = self._detectors.get(cluster_key) or self._detector(cluster_key, now)
             if detector is not None:
-                for verdict in detector.on_result(endpoint_key, code, now):
-                    verdicts.append((cluster_key, verdict.key, verdict.word))
+                found = detector.on_result(endpoint_key, code, now)
+                verdicts.extend((cluster_key, verdict.key, verdict.word) for verdict in found)
         self._tell(verdicts)
 
     def on_counts(self, counts: IntervalCounts) -> None:
@@ -127,7 +140,7 @@ class EndpointHealth:
             if cluster is not None:
                 self._tell_cluster(key, detector.restore_all(now))
             return
-        detector.update(cluster.outlier, self._endpoint_keys(cluster), now)
+        self._tell_cluster(key, detector.update(cluster.outlier, self._endpoint_keys(cluster), now))
 
     def _sweep_later(self, cluster_key: str, interval_s: float) -> None:
         self._sweeps[cluster_key] = self._loop.call_later(interval_s, self._sweep, cluster_key)
@@ -155,5 +168,12 @@ class EndpointHealth:
 
     def _tell(self, verdicts: Iterable[tuple[str, str, str]]) -> None:
         told = tuple(verdicts)
+        for cluster_key, endpoint_key, word in told:
+            if word == "eject":
+                name = self._snapshot.clusters[cluster_key].name
+                self.ejections[name] = self.ejections.get(name, 0) + 1
+                _log.info("%s of %s is ejected", endpoint_key, name)
+            elif word in ("unhealthy", "healthy", "restore"):
+                _log.info("%s of %s is %s", endpoint_key, cluster_key, _PAST.get(word, word))
         if told:
             self._send(Health(told))

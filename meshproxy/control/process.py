@@ -114,6 +114,7 @@ class Control:
         )
         self._dns = DnsResolver(self._on_resolved)
         self._health = EndpointHealth(self.fleet.broadcast, self.fleet.localities_of, self._loop)
+        self._health.ejections = self.counters.ejections
         self.fleet.health_now = self._health.now
         self.fleet.on_results = self._health.on_results
         self.fleet.on_counts = self._health.on_counts
