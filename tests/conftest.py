@@ -10,7 +10,7 @@ _CONTROL = ("tests/unit/admin", "tests/unit/cli", "tests/unit/control", "tests/u
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """Workers run on uvloop, the control process on asyncio's own loop (uvloop costs it memory and gains it nothing)."""
+    """Workers run on uvloop, the control process on asyncio's own loop (uvloop would cost it memory for nothing)."""
     if item.nodeid.startswith(_CONTROL):
         return {"asyncio": asyncio.new_event_loop}
     return {"uvloop": uvloop.new_event_loop}

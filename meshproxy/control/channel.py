@@ -31,6 +31,7 @@ from meshproxy.control.messages import (
     Remove,
 )
 from meshproxy.errors import LocalProtocolError
+from meshproxy.model.listener import Listener
 
 _LENGTH = struct.Struct("!I")
 _READ_BYTES = 65536
@@ -101,12 +102,14 @@ class WorkerChannel:
         "_descriptors",
         "_known",
         "_link",
+        "_listeners",
         "_loop",
         "_named",
         "_on_closed",
         "_on_message",
         "_out",
         "_out_bytes",
+        "_staged",
         "_stream",
         "_verdicts",
         "dropped",
@@ -125,6 +128,8 @@ class WorkerChannel:
         self._link: socket.socket | None = None
         self._stream: socket.socket | None = None
         self._known: set[tuple[str, str]] = set()
+        self._listeners: dict[str, Listener] = {}
+        self._staged: dict[str, Listener] = {}
         self._named: set[tuple[str, str]] | None = None
         self._verdicts: set[tuple[str, str, str]] = set()
         """What would end each verdict that stands: (cluster key, endpoint key, restore | healthy | clear)."""
@@ -254,9 +259,15 @@ class WorkerChannel:
 
     def _deliver(self, message: object) -> None:
         if isinstance(message, PutListener):
+            listener = message.listener
             # Descriptors arrive in the order of the messages they were sent with, at the latest with their last byte.
-            self._name("listener", message.listener.name)
-            self._on_message(message, self._descriptors.popleft())
+            descriptor = self._descriptors.popleft()
+            self._name("listener", listener.name)
+            if self._named is not None and self._listeners.get(listener.name) == listener:
+                os.close(descriptor)  # another copy of a socket the worker listens on: nothing to tell it
+                return
+            self._staged[listener.name] = listener
+            self._on_message(message, descriptor)
             return
         if isinstance(message, PutCluster):
             self._name("cluster", message.cluster.key)
@@ -266,6 +277,8 @@ class WorkerChannel:
             self._name("workload", message.workload.id)
         elif isinstance(message, Remove):
             self._known.discard((message.kind, message.name))
+            if message.kind == "listener":
+                self._listeners.pop(message.name, None)
             if message.kind == "cluster" and self._verdicts:
                 self._verdicts = {verdict for verdict in self._verdicts if verdict[0] != message.name}
         elif isinstance(message, Health):
@@ -275,14 +288,20 @@ class WorkerChannel:
                 else:
                     self._verdicts.discard((cluster, endpoint, word))
         elif isinstance(message, Begin):
+            self._staged = {}
             self._named = set() if message.replaces_all else None
         elif isinstance(message, Commit) and self._named is not None:
             unnamed = self._known - self._named
             self._named = None
             self._known -= unnamed
             for kind, name in sorted(unnamed):
+                if kind == "listener":
+                    self._listeners.pop(name, None)
                 self._on_message(Remove(kind, name), None)
             self._forget_verdicts()
+        if isinstance(message, Commit):
+            self._listeners.update(self._staged)
+            self._staged = {}
         self._on_message(message, None)
 
     def _forget_verdicts(self) -> None:

@@ -62,6 +62,8 @@ ServeAdmin = Callable[["Control", Mapping[str, socket.socket]], Awaitable[Served
 """Starts answering on the bound sockets (admin, metrics, ready)."""
 
 _TIDY_AFTER_S = 1.0
+_DNS_PATIENCE_S = 2.0
+"""How long a snapshot waits for the first answer to names that are new in it."""
 _OWN_SLOT = -1
 """Marks a kept socket as the control process's own; its name stands in the address."""
 
@@ -319,7 +321,9 @@ class Control:
         self._first_failure = sentence
         self._stopped.set()
 
-    def _on_publishing(self, snapshot: Snapshot) -> None:
+    async def _on_publishing(self, snapshot: Snapshot) -> None:
+        self._dns.follow(snapshot.clusters.values())
+        await self._dns.settled(_DNS_PATIENCE_S)
         if self._identities is not None:
             self._identities.follow(snapshot.workloads.values())
             self.fleet.forget_certificates(self.snapshot.workloads.keys() - snapshot.workloads.keys())
@@ -329,7 +333,6 @@ class Control:
         self._health.resolved(cluster_key)
 
     def _on_published(self, snapshot: Snapshot) -> None:
-        self._dns.follow(snapshot.clusters.values())
         self._health.follow(snapshot)
         if self._tidy is not None:
             self._tidy.cancel()

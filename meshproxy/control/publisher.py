@@ -7,7 +7,7 @@ Leaves to others: the meaning (snapshot.translate), the workers (control.fleet).
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from time import perf_counter
 
@@ -39,10 +39,10 @@ class Publisher:
         sockets: ListeningSockets,
         fleet: Fleet,
         counters: ControlCounters,
-        on_publishing: Callable[[Snapshot], None] = lambda _: None,
-        on_published: Callable[[Snapshot], None] = lambda _: None,
+        on_publishing: Callable[[Snapshot], Awaitable[None]],
+        on_published: Callable[[Snapshot], None],
     ) -> None:
-        """on_publishing is called before the workers hear of a snapshot, on_published after."""
+        """on_publishing is awaited before the workers hear of a snapshot, on_published called after."""
         self._store = store
         self._context = context
         self._sockets = sockets
@@ -114,9 +114,9 @@ class Publisher:
             self._counters.reloads_rejected += 1
         else:
             self._counters.reloads_applied += 1
-        self._send(translated, took_s)
+        await self._send(translated, took_s)
 
-    def _send(self, translated: Snapshot, took_s: float) -> None:
+    async def _send(self, translated: Snapshot, took_s: float) -> None:
         wanted = {_address_of(listener) for listener in translated.listeners.values()}
         before = self._fleet.current
         snapshot = self._with_bound_listeners(translated)
@@ -125,7 +125,9 @@ class Publisher:
             return
         self.on_failed_start = None
         if before is EMPTY_SNAPSHOT or snapshot != before:
-            self._on_publishing(snapshot)
+            await self._on_publishing(snapshot)
+            if self._is_stopped:
+                return
             self._fleet.publish(snapshot)
             self._counters.published_at = time.time()
             _log.info(

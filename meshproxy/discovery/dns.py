@@ -47,6 +47,8 @@ class DnsResolver:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._answers: dict[str, tuple[str, ...]] = {}
         self._failing: set[str] = set()
+        self._outcomes: dict[str, asyncio.Event] = {}
+        """Set once a name has been asked for, whatever came of it."""
 
     def follow(self, clusters: Iterable[Cluster]) -> None:
         """These and no others from now on; clusters of other kinds are left out."""
@@ -56,12 +58,24 @@ class DnsResolver:
         for name in self._tasks.keys() - wanted:
             self._tasks.pop(name).cancel()
             self._answers.pop(name, None)
+            self._outcomes.pop(name, None)
             self._failing.discard(name)
         for name in wanted - self._tasks.keys():
+            self._outcomes[name] = asyncio.Event()
             self._tasks[name] = asyncio.get_running_loop().create_task(self._keep_fresh(name))
         for key, cluster in self._clusters.items():
             if before.get(key) != cluster:
                 self._answer(cluster)
+
+    async def settled(self, timeout_s: float) -> None:
+        """Once every name followed has been asked for, or after timeout_s seconds: a cluster whose first answer is on
+        its way should not begin its life without endpoints."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                for outcome in list(self._outcomes.values()):
+                    await outcome.wait()
+        except TimeoutError:
+            pass
 
     def close(self) -> None:
         for task in self._tasks.values():
@@ -85,6 +99,7 @@ class DnsResolver:
                 pause_s = self._refresh_s
             else:
                 pause_s = min(pause_s * 2, max(MAX_REFRESH_S, self._refresh_s))
+            self._outcomes[name].set()
             await asyncio.sleep(pause_s)
 
     async def _look_up(self, name: str) -> tuple[str, ...] | None:

@@ -46,7 +46,7 @@ class LbKind(str, Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlowStart:
-    """Istio `warmup`: a new endpoint's weight grows over the window (semantics: w·max(min, (t/window)^(1/aggression)))."""
+    """Istio `warmup`: a new endpoint's weight grows over the window: w·max(min, (t/window)^(1/aggression))."""
 
     window_s: float
     min_weight_percent: float = 10.0

@@ -431,8 +431,8 @@ class HttpStream:
         self.state.report(cluster.key, endpoint.key, 502 if detail.startswith("upstream.") else 3)
         endpoint.rq_total += 1
         endpoint.rq_error += 1
-        kind = "reset-before-request" if not has_answered else "reset"
-        self._retry_or_fail(kind, local_reply.upstream_lost(detail))
+        # Never reset-before-request: the head was written, so the upstream may have acted on it.
+        self._retry_or_fail("reset", local_reply.upstream_lost(detail))
 
     def on_connect_failed(self, error: ConnectError) -> None:
         if not self.is_active or self.endpoint is None:
@@ -611,14 +611,14 @@ class HttpStream:
                 cluster.counters.upstream_rq_per_try_timeout += 1
             self._drop_upstream()
             if cluster is not None and endpoint is not None:
-                self.state.report(cluster.key, endpoint.key, 504)
+                self.state.report(cluster.key, endpoint.key, 2)
             self._retry_or_fail("per-try-timeout", local_reply.UPSTREAM_TIMEOUT)
             return
         is_timeout = now >= self.timeout_at
         if is_timeout and cluster is not None and not self.response_started:
             cluster.counters.upstream_rq_timeout += 1
             if endpoint is not None and self.is_request_complete:
-                self.state.report(cluster.key, endpoint.key, 504)
+                self.state.report(cluster.key, endpoint.key, 2)
         self._drop_upstream()
         if self.response_started:
             self.flag = (ResponseFlag.UPSTREAM_TIMEOUT if is_timeout else ResponseFlag.STREAM_IDLE).value

@@ -134,7 +134,7 @@ class ClusterRuntime:
                 runtime.close_idle()
 
     def set_health(self, endpoint_key: str, word: str, now: float) -> None:
-        """Apply one verdict of the control process (messages.Health)."""
+        """Note one verdict of the control process (messages.Health); recompute the balancer after the last of them."""
         runtime = self.endpoints.get(endpoint_key)
         if runtime is None:
             return
@@ -156,7 +156,6 @@ class ClusterRuntime:
             elif word == "healthy":
                 runtime.is_unhealthy = False
                 runtime.joined_at = now
-            self.balancer.recompute(now)
 
     def acquire(self, endpoint: EndpointRuntime, waiter: Waiter, factory: Callable[["EndpointRuntime"], Any]) -> Any:
         """An idle connection, or None: the waiter hears later; ResponseFlag.UPSTREAM_OVERFLOW when it may not wait."""
@@ -371,4 +370,5 @@ class WorkloadRuntime:
             runtime = self.clusters[key] = ClusterRuntime(spec, self, self.state, now)
             for (endpoint_key, _), word in self.state.verdicts.get(key, {}).items():
                 runtime.set_health(endpoint_key, word, now)
+            runtime.balancer.recompute(now)
         return runtime

@@ -29,7 +29,7 @@ from meshproxy.route.table import CompiledTable
 from meshproxy.telemetry.access_log import AccessLog
 from meshproxy.telemetry.recorder import Recorder
 from meshproxy.tls.context import Bundle
-from meshproxy.upstream.cluster_runtime import ClusterUpdate, WorkloadRuntime
+from meshproxy.upstream.cluster_runtime import ClusterRuntime, ClusterUpdate, WorkloadRuntime
 from meshproxy.upstream.worker_state import SWEEP_INTERVAL_S, WorkerState
 
 log = logging.getLogger(__name__)
@@ -254,6 +254,7 @@ class Worker:
 
     def _health(self, message: m.Health) -> None:
         now = monotonic()
+        changed: set[ClusterRuntime] = set()
         for cluster_key, endpoint_key, word in message.verdicts:
             standing = self.state.verdicts.setdefault(cluster_key, {})
             kind = _VERDICT_KIND[word]
@@ -265,6 +266,10 @@ class Worker:
                 cluster = workload.clusters.get(cluster_key)
                 if cluster is not None:
                     cluster.set_health(endpoint_key, word, now)
+                    if kind != "suspect":
+                        changed.add(cluster)
+        for cluster in changed:  # once each, however many verdicts: it costs a walk over all endpoints
+            cluster.balancer.recompute(now)
 
     def _ask(self, message: m.Ask) -> None:
         payload: Any
