@@ -64,6 +64,8 @@ ServeAdmin = Callable[["Control", Mapping[str, socket.socket]], Awaitable[Served
 _TIDY_AFTER_S = 1.0
 _DNS_PATIENCE_S = 2.0
 """How long a snapshot waits for the first answer to names that are new in it."""
+_QUEUE_S = 0.05
+"""How long workers accept what is under way before they are told to drain: a few round trips of a LAN."""
 _OWN_SLOT = -1
 """Marks a kept socket as the control process's own; its name stands in the address."""
 
@@ -314,7 +316,11 @@ class Control:
     def _stop_listening(self, deadline_s: float, *, exits: bool) -> None:
         self.is_draining = True
         self.publisher.stop()
-        self.fleet.broadcast(Drain(deadline_s, exits))
+        self.sockets.refuse_new()
+        self._loop.call_later(_QUEUE_S, self._drain_workers, Drain(deadline_s, exits))
+
+    def _drain_workers(self, order: Drain) -> None:
+        self.fleet.broadcast(order)
         self.sockets.close_all()
 
     def _fail(self, sentence: str) -> None:

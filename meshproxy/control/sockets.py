@@ -4,16 +4,22 @@ One SO_REUSEPORT socket per address and worker slot, kept open here, so that the
 waits for its replacement instead of being reset. A unix path has one socket that all slots share.
 """
 
+import contextlib
+import ctypes
 import errno
 import os
 import socket
 import stat
+import struct
 from collections.abc import Callable, Iterable
 
 from meshproxy.model.address import SocketAddress
 
 BACKLOG = 4096
 """net.core.somaxconn caps it."""
+
+_SO_ATTACH_FILTER = 26
+"""Not in Python's socket module; asm-generic/socket.h."""
 
 Keep = Callable[[SocketAddress, int, socket.socket], None]
 Drop = Callable[[SocketAddress], None]
@@ -82,9 +88,33 @@ class ListeningSockets:
             if address.is_unix:
                 _unlink(address.host)
 
+    def refuse_new(self) -> None:
+        """Let no new connection begin, while those under way still end up in the accept queues.
+
+        Closing a listening socket resets what waits in its queue: requests that were already sent. So a drain first
+        drops SYNs, gives the workers a moment to accept what is there, and only then closes. A client whose SYN was
+        dropped sends another after a second and is refused.
+        """
+        for sockets in self._sockets.values():
+            for sock in sockets.values():
+                if sock.family != socket.AF_UNIX:
+                    _drop_syns(sock)
+
     def close_all(self) -> None:
         for address in list(self._sockets):
             self.close(address)
+
+
+def _drop_syns(sock: socket.socket) -> None:
+    """Socket filter: ldb [13]; jset #SYN; ret #0; ret #all. On a TCP socket a filter begins at the TCP header."""
+    program = ctypes.create_string_buffer(
+        b"".join(
+            struct.pack("=HBBI", *instruction)
+            for instruction in ((0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0x40000))
+        )
+    )
+    with contextlib.suppress(OSError):  # then a connection may be reset by the close, as with other proxies
+        sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", 4, ctypes.addressof(program)))
 
 
 def bind_one(address: SocketAddress) -> socket.socket:
@@ -142,10 +172,8 @@ def _remove_stale(path: str) -> None:
 
 
 def _unlink(path: str) -> None:
-    try:
+    with contextlib.suppress(OSError):
         os.unlink(path)
-    except OSError:
-        pass
 
 
 def why(error: OSError) -> str:

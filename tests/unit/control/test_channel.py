@@ -255,3 +255,26 @@ async def test_verdicts_end_with_the_control_process_that_gave_them() -> None:
         assert messages[3] == Health((("a", "10.0.0.1:80", "restore"), ("a", "10.0.0.3:80", "healthy")))
         assert messages[4] == Commit("1")
         second.channel.close()
+
+
+async def test_a_listener_the_worker_has_is_not_opened_again_by_a_new_control_process() -> None:
+    with link() as (receiver, supervisor), socket.socket() as sock:
+        first = connect(supervisor)
+        first.channel.send(Begin("1"))
+        first.channel.send(PutListener(listener("committed")), sock)
+        first.channel.send(Commit("1"))
+        first.channel.send(Begin("2"))
+        first.channel.send(PutListener(listener("half")), sock)
+        await receiver.until(5)
+        first.channel.close()
+        second = connect(supervisor)
+        second.channel.send(Begin("3", replaces_all=True))
+        for name in ("committed", "half"):
+            second.channel.send(PutListener(listener(name)), sock)
+        second.channel.send(Commit("3"))
+        messages = await receiver.until(8)
+        assert messages[6:] == [PutListener(listener("half")), Commit("3")]
+        assert len(receiver.descriptors) == 3
+        for descriptor in receiver.descriptors:
+            os.close(descriptor)
+        second.channel.close()

@@ -1,3 +1,5 @@
+import errno
+import select
 import socket
 from pathlib import Path
 
@@ -112,3 +114,23 @@ def test_adopted_sockets_are_not_bound_again() -> None:
     assert after.get(address, 0) is copy
     before.close_all()
     after.close_all()
+
+
+def test_a_drain_keeps_what_waits_in_the_queue_and_lets_nothing_new_begin() -> None:
+    sockets = ListeningSockets(1, lambda *_: None, lambda _: None)
+    address = SocketAddress("127.0.0.1", free_port())
+    assert sockets.bind(address) is None
+    workers_copy = sockets.get(address, 0).dup()
+    with socket.create_connection((address.host, address.port)) as early, socket.socket() as late:
+        sockets.refuse_new()
+        late.setblocking(False)
+        assert late.connect_ex((address.host, address.port)) != 0
+        assert not select.select([], [late], [], 0.05)[1]
+        sockets.close_all()
+        accepted, _ = workers_copy.accept()
+        workers_copy.close()
+        early.send(b"hello")
+        assert accepted.recv(5) == b"hello"
+        accepted.close()
+        assert select.select([], [late], [], 5)[1]  # its next SYN, a second later, is answered by a reset
+        assert late.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED

@@ -104,3 +104,25 @@ async def test_the_system_resolver_knows_localhost() -> None:
     resolver.follow([cluster("localhost")])
     assert await answers.next() == ("a", ["127.0.0.1:80"])
     resolver.close()
+
+
+async def test_settled_waits_for_the_first_outcome_of_each_name_whatever_it_is() -> None:
+    zone = Zone(**{"a.example": [["10.0.0.1"]], "b.example": [OSError("NXDOMAIN")]})
+    answers = Answers()
+    resolver = DnsResolver(answers, zone.resolve)
+    resolver.follow([cluster("a.example", "b.example")])
+    await resolver.settled(5.0)
+    assert sorted(zone.asked) == ["a.example", "b.example"]
+    assert answers.queue.get_nowait() == ("a", ["10.0.0.1:80"])
+    resolver.close()
+
+
+async def test_settled_does_not_wait_for_a_resolver_that_hangs() -> None:
+    async def hang(_: str) -> Sequence[str]:
+        await asyncio.Event().wait()
+        return []
+
+    resolver = DnsResolver(Answers(), hang)
+    resolver.follow([cluster("a.example")])
+    await resolver.settled(0.001)
+    resolver.close()
