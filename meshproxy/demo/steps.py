@@ -15,6 +15,7 @@ RATE = 400.0
 """Requests a second while zones are compared: enough to count by, little enough for two small cores."""
 LATENCY_RATE = 200.0
 EJECTION_WITHIN_S = 5.0
+SETTLE_S = 0.5
 RESTORE_WITHIN_S = 45.0
 """30 s base ejection, seen at the next sweep of 10 s, and a little."""
 
@@ -205,6 +206,8 @@ class Demo:
             f"after {took:.1f} s and {failed} failed requests" if took is not None else "not ejected",
             took is not None,
         )
+        # What was on its way to it when it was ejected may still fail; nothing after that may.
+        await asyncio.sleep(SETTLE_S)
         self.stage.start_application(victim)
         failed_when_out = tally.failed
         took = await self._until(victim, False, RESTORE_WITHIN_S)
@@ -253,6 +256,7 @@ class Demo:
             self.stage.kill_application(instance)
         for instance in lost:
             await self._until(instance, True, EJECTION_WITHIN_S)
+        await asyncio.sleep(SETTLE_S)
         failed, endpoints = tally.failed, tally.endpoints.copy()
         await load
         after = Tally(endpoints=tally.endpoints - endpoints)
