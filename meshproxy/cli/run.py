@@ -28,9 +28,12 @@ def run(arguments: argparse.Namespace) -> int:
     _raise_descriptor_limit()
     # Everything a worker needs is imported here, before the fork, so that its pages are shared; the control process
     # imports what only it needs after the fork, so that workers never carry it.
+    from meshproxy.telemetry.access_log import formatter
     from meshproxy.worker.process import main as run_worker
     from meshproxy.worker.supervisor import supervise
 
+    if settings.access_log is not None:
+        formatter(settings.access_log)  # ConfigError here, once, and not later in every worker
     return supervise(settings, run_worker, run_control)
 
 

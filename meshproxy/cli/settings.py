@@ -90,6 +90,12 @@ def _level(text: str) -> str:
     return text.lower()
 
 
+def _encoding(text: str) -> str:
+    if text.lower() not in ("text", "json"):
+        raise ValueError(f"{text!r} is neither text nor json")
+    return text.lower()
+
+
 def _name(text: str) -> str:
     if not text or any(character.isspace() or character == "/" for character in text):
         raise ValueError(f"{text!r} is not a name")
@@ -174,6 +180,27 @@ _SETTINGS = (
         fallback="POD_NAME",
     ),
     _Setting(flag="--log-level", field="log_level", metavar="LEVEL", parse=_level, help=f"{', '.join(LEVELS)} (info)"),
+    _Setting(
+        flag="--access-log",
+        field="access_log_file",
+        metavar="FILE",
+        parse=str,
+        help="one line per request and connection, /dev/stdout or a file (none)",
+    ),
+    _Setting(
+        flag="--access-log-encoding",
+        field="access_log_encoding",
+        metavar="ENCODING",
+        parse=_encoding,
+        help="text or json (text)",
+    ),
+    _Setting(
+        flag="--access-log-format",
+        field="access_log_format",
+        metavar="FORMAT",
+        parse=str,
+        help="Envoy's command operators (Istio's format)",
+    ),
     _Setting(
         flag="--drain-time",
         field="drain_time_s",

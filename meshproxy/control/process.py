@@ -109,6 +109,7 @@ class Control:
                 labels=settings.labels,
                 trust_domain=settings.trust_domain,
                 root_namespace=settings.root_namespace,
+                access_log=settings.access_log,
             ),
             self.sockets,
             self.fleet,

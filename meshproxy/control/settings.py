@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from meshproxy.model.address import SocketAddress
 from meshproxy.model.endpoint import NOWHERE, Locality
+from meshproxy.model.listener import AccessLogPolicy
 
 DEFAULT_ADMIN = SocketAddress("127.0.0.1", 15000)
 DEFAULT_METRICS = SocketAddress("0.0.0.0", 15020)
@@ -35,7 +36,20 @@ class Settings:
     root_namespace: str = "istio-system"
     node_id: str = ""
     log_level: str = "info"
+    access_log_file: str | None = None
+    """/dev/stdout or a file; None: no access log."""
+    access_log_encoding: str = "text"
+    access_log_format: str | None = None
+    """None: Istio's."""
     drain_time_s: float = 5.0
     """Istio's terminationDrainDuration: how long a drain waits for what is in flight."""
     ports_file: str | None = None
     """Where the chosen admin, metrics and ready ports are written as JSON, once they are bound."""
+
+    @property
+    def access_log(self) -> AccessLogPolicy | None:
+        if self.access_log_file is None:
+            return None
+        return AccessLogPolicy(
+            path=self.access_log_file, encoding=self.access_log_encoding, format=self.access_log_format
+        )

@@ -51,6 +51,9 @@ def test_every_flag_has_a_variable() -> None:
         MESHPROXY_NODE_ID="node",
         MESHPROXY_LOG_LEVEL="DEBUG",
         MESHPROXY_DRAIN_TIME="2.5s",
+        MESHPROXY_ACCESS_LOG="/dev/stdout",
+        MESHPROXY_ACCESS_LOG_ENCODING="JSON",
+        MESHPROXY_ACCESS_LOG_FORMAT="%PROTOCOL%",
         MESHPROXY_PORTS_FILE="/tmp/ports",
     )
     assert given == Settings(
@@ -67,6 +70,9 @@ def test_every_flag_has_a_variable() -> None:
         node_id="node",
         log_level="debug",
         drain_time_s=2.5,
+        access_log_file="/dev/stdout",
+        access_log_encoding="json",
+        access_log_format="%PROTOCOL%",
         ports_file="/tmp/ports",
     )
 
@@ -92,6 +98,7 @@ def test_configuration_paths_add_up_and_may_come_from_the_environment(tmp_path: 
         (["--ready", "::1:15021"], "--ready: '::1:15021' needs brackets around its IPv6 address"),
         (["--labels", "app"], "--labels: 'app' is not of the form name=value"),
         (["--log-level", "loud"], "--log-level: 'loud' is none of debug, info, warning, error"),
+        (["--access-log-encoding", "xml"], "--access-log-encoding: 'xml' is neither text nor json"),
         (["--drain-time", "soon"], "--drain-time: 'soon' is not a number of seconds"),
         (["--drain-time", "nan"], "--drain-time: 'nan' is not between 0 and 86400 seconds"),
         (["--namespace", "a/b"], "--namespace: 'a/b' is not a name"),
