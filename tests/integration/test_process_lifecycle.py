@@ -1,5 +1,6 @@
 """Supervisor, control process and workers as real processes: starting, replacing, reloading, draining, ending."""
 
+import http.client
 import os
 import select
 import signal
@@ -246,3 +247,46 @@ def test_version_is_quick_and_imports_nothing_of_the_proxy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("meshproxy ")
+
+
+def admin(proxy: ProxyProcess, method: str, path: str, port: str = "admin") -> tuple[int, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", proxy.ports[port], timeout=PATIENCE_S)
+    connection.request(method, path)
+    response = connection.getresponse()
+    text = response.read().decode()
+    connection.close()
+    return response.status, text
+
+
+def test_readiness_and_the_log_level_are_the_operators(made: Mesh) -> None:
+    with made.start() as proxy:
+        proxy.wait_for("ready: ")
+        assert admin(proxy, "GET", "/healthz/ready", "ready")[0] == 200
+        assert admin(proxy, "POST", "/logging?level=debug")[0] == 200
+        made.listen("a", "b")
+        proxy.wait_for("level=debug")
+        assert admin(proxy, "POST", "/drain_listeners")[0] == 200
+        assert admin(proxy, "GET", "/healthz/ready", "ready")[0] == 503
+        assert proxy.process.poll() is None
+
+
+def test_quitquitquit_drains_and_ends(made: Mesh) -> None:
+    with made.start() as proxy:
+        proxy.wait_for("ready: ")
+        assert admin(proxy, "GET", "/quitquitquit")[0] == 405
+        assert admin(proxy, "POST", "/quitquitquit")[0] == 200
+        assert proxy.wait_for_end() == 0
+
+
+def test_what_is_wrong_with_the_configuration_is_one_line_once(made: Mesh) -> None:
+    with made.start() as proxy:
+        proxy.wait_for("ready: ")
+        good = made.file.read_text()
+        made.file.write_text(good + "---\nkind: [\n")
+        line = proxy.wait_for("mesh.yaml:")
+        assert "level=error process=control" in line
+        proxy.process.send_signal(signal.SIGHUP)
+        made.listen("a", "b")  # the broken document is gone, and with it the problem
+        proxy.wait_for("2 listeners")
+        assert len([line for line in proxy.lines if "level=error" in line]) == 1
+        assert admin(proxy, "GET", "/problems") == (200, "")
