@@ -81,6 +81,7 @@ class RequestHead:
         "is_plain",
         "keeps_alive",
         "length",
+        "lowered",
         "method",
         "minor",
         "path",
@@ -97,6 +98,8 @@ class RequestHead:
     minor: int
     block: bytes
     """Field lines to forward, each preceded by CRLF: without hop-by-hop fields and Transfer-Encoding."""
+    lowered: bytes
+    """The block as received, in lower case: to tell cheaply that a field is absent."""
     body: int
     """NO_BODY, CHUNKED, or the Content-Length."""
     length: int
@@ -186,7 +189,8 @@ def request_head(data: bytes, at: int = 0) -> RequestHead | None:
     head.body = NO_BODY
     head.has_request_id = head.expects_continue = head.te_trailers = False
     head.upgrade = head.forwarded_proto = head.xfcc = b""
-    special = _REQUEST_SPECIAL.findall(block.lower())
+    lowered = head.lowered = block.lower()
+    special = _REQUEST_SPECIAL.findall(lowered)
     if len(special) == 1 and special[0][0] == b"host":
         host = special[0][1]
         head.is_plain = True

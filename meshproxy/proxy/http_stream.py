@@ -142,7 +142,11 @@ class HttpStream:
         route = host.only_route
         if route is None:
             scheme = b"https" if self.peer.is_mtls else b"http"
-            headers = head.headers() if host.needs_headers else ()
+            headers: Any = ()
+            for probe in host.header_probes:
+                if probe in head.lowered:
+                    headers = head.headers()
+                    break
             route = host.pick(head.method, head.path, head.authority, scheme, headers)
             if route is None:
                 self.reply(local_reply.NO_ROUTE)

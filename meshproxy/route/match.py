@@ -68,7 +68,7 @@ def query_value(path: bytes, name: bytes) -> bytes | None:
 class CompiledMatch:
     """All conditions of one match block. `matches` checks the cheap ones first."""
 
-    __slots__ = ("authority", "headers", "is_always", "method", "path", "prefix", "query", "scheme")
+    __slots__ = ("authority", "headers", "is_always", "method", "needs_header", "path", "prefix", "query", "scheme")
 
     def __init__(self, match: RouteMatch) -> None:
         path = match.path
@@ -87,6 +87,8 @@ class CompiledMatch:
         self.authority = compile_string(match.authority) if match.authority is not None else None
         self.scheme = compile_string(match.scheme) if match.scheme is not None else None
         self.headers = tuple(_Named(named) for named in match.headers)
+        self.needs_header = any(not named.is_inverted for named in self.headers)
+        """A request without headers cannot match."""
         self.query = tuple(_Named(named) for named in match.query)
         self.is_always = not (
             self.prefix or self.path or self.method or self.authority or self.scheme or self.headers or self.query

@@ -85,7 +85,7 @@ class CompiledRoute:
 class CompiledHost:
     """One virtual host."""
 
-    __slots__ = ("name", "needs_headers", "only_route", "routes")
+    __slots__ = ("header_probes", "name", "only_route", "routes")
 
     def __init__(self, host: VirtualHost) -> None:
         routes: list[CompiledRoute] = []
@@ -98,7 +98,10 @@ class CompiledHost:
         self.routes = tuple(routes)
         self.only_route = routes[0] if routes and routes[0].match.is_always else None
         """The route of every request to this host; None where requests must be looked at."""
-        self.needs_headers = any(route.match.headers for route in routes)
+        names = {named.name for route in routes for named in route.match.headers}
+        self.header_probes = tuple(b"\r\n%b:" % name for name in sorted(names))
+        """How a header that some route asks for begins in a lower-cased block of field lines: a request that holds none
+        of them need not be taken apart, and no headers may be given to `pick`."""
 
     def pick(
         self, method: bytes, path: bytes, authority: bytes, scheme: bytes, headers: Headers
@@ -106,7 +109,9 @@ class CompiledHost:
         """The first route that matches; None: 404 (Istio does not fall through to the service)."""
         for route in self.routes:
             match = route.match
-            if match.is_always or match.matches(method, path, authority, scheme, headers):
+            if match.is_always or (
+                (headers or not match.needs_header) and match.matches(method, path, authority, scheme, headers)
+            ):
                 return route
         return None
 
