@@ -296,7 +296,7 @@ class Worker:
         """Accept no more, say goodbye on every answer, and (exits) end when nothing is in flight."""
         self.state.is_draining = True
         for listener in self.listeners.values():
-            listener.pause()
+            listener.close()  # not merely paused: who connects now must be refused, not left in a queue
             for connection in list(listener.runtime.connections):
                 connection.drain()
         if message.exits:
