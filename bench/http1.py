@@ -35,13 +35,13 @@ def outbound_c32(settings: Settings, outcome: Outcome) -> None:
 
 
 def outbound_c1(settings: Settings, outcome: Outcome) -> None:
-    with Workspace(settings.pinned("free")) as workspace:
+    with Workspace(settings.pinned("apart")) as workspace:
         compare(outcome, settings, _outbound(settings, workspace), flat_out(1), workspace)
     outcome.added("HTTP/1.1, 1 connection: added p50 over Envoy's added p50", ["envoy"], "p50_us", at_most=0.45)
 
 
 def outbound_paced(settings: Settings, outcome: Outcome) -> None:
-    with Workspace(settings.pinned("free")) as workspace:
+    with Workspace(settings.pinned("apart")) as workspace:
         compare(outcome, settings, _outbound(settings, workspace), at_rate(1000), workspace)
     outcome.added("HTTP/1.1 at 1,000 req/s: added p99 over Envoy's added p99", ["envoy"], "p99_us")
 

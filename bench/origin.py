@@ -49,6 +49,8 @@ def start(workspace: Workspace) -> Origin:
         f"    listen {address}:{port} backlog=4096;" for address in ("127.0.0.1", *(a for a, _ in ORIGIN_ADDRESSES))
     )
     config = workspace.write("nginx.conf", _CONFIG.format(home=workspace.path, listens=listens))
-    group = workspace.start(ORIGIN_NAME, [binary, "-p", str(workspace.path), "-c", str(config)], workspace.pinning.load)
+    group = workspace.start(
+        ORIGIN_NAME, [binary, "-p", str(workspace.path), "-c", str(config)], workspace.pinning.origin
+    )
     workspace.wait_http(group, port)
     return Origin(group, ORIGIN_ADDRESSES[0][0], port)

@@ -67,14 +67,14 @@ def pair_c32(settings: Settings, outcome: Outcome) -> None:
 
 
 def pair_c1(settings: Settings, outcome: Outcome) -> None:
-    _run(settings, outcome, flat_out(1), settings.pinned("free"))
+    _run(settings, outcome, flat_out(1), settings.pinned("apart"))
     outcome.added(
         "mTLS pair, 1 connection: added p50 over the better Envoy pair's", [ENVOY_H1, ENVOY_H2], "p50_us", at_most=0.65
     )
 
 
 def pair_paced(settings: Settings, outcome: Outcome) -> None:
-    _run(settings, outcome, at_rate(1000), settings.pinned("free"))
+    _run(settings, outcome, at_rate(1000), settings.pinned("apart"))
     for measure in ("added_p50_us", "added_p99_us"):
         value = outcome.median(MESH, measure)
         if value is not None and outcome.median(DIRECT, "p50_us") is not None:

@@ -33,22 +33,26 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True, slots=True)
 class Pinning:
-    """Which cores the proxies and the load (generator and origin) may use; the same for every contender."""
+    """Which cores each kind of program may use; the same for every contender."""
 
     name: str
     proxies: frozenset[int]
+    origin: frozenset[int]
     load: frozenset[int]
 
 
+_FIRST, _SECOND, _ALL = frozenset(_CORES[:1]), frozenset(_CORES[1:2] or _CORES), frozenset(_CORES)
 # split: one core belongs to whatever is measured (a pair of proxies shares it, so its figure is the work of the whole
-# pair), the other to the load. Right for throughput: the figure is then what one core of proxy can do.
-# free: the scheduler decides. Right for the latency of one request at a time: programs that take turns would, pinned
-# apart, mostly measure how long a virtual machine needs to wake an idle core (150 µs a request, for all alike).
-# one: everything on one core, no wake-ups at all; the added latency is then the length of the code path.
+# pair), the other to load and origin. For throughput: the figure is what one core of proxy can do.
+# apart: the load on one core, all that it calls on the other, as a client on another machine. For the latency of one
+# request at a time: waking an idle core of a virtual machine takes 30 µs or more, and here every contender, no proxy
+# included, pays for it exactly twice a request. Left to the scheduler the baseline alone is 10 or 70 µs, by chance.
+# one: everything on one core, no wake-ups at all. free: the scheduler decides.
 PINNINGS = {
-    "split": Pinning("split", frozenset(_CORES[:1]), frozenset(_CORES[1:2] or _CORES)),
-    "free": Pinning("free", frozenset(_CORES), frozenset(_CORES)),
-    "one": Pinning("one", frozenset(_CORES[:1]), frozenset(_CORES[:1])),
+    "split": Pinning("split", proxies=_FIRST, origin=_SECOND, load=_SECOND),
+    "apart": Pinning("apart", proxies=_FIRST, origin=_FIRST, load=_SECOND),
+    "one": Pinning("one", proxies=_FIRST, origin=_FIRST, load=_FIRST),
+    "free": Pinning("free", proxies=_ALL, origin=_ALL, load=_ALL),
 }
 
 

@@ -71,8 +71,9 @@ def markdown(document: dict[str, Any]) -> str:
     lines.append("")
     lines.append(
         f"Medians of {document['rounds']} interleaved rounds of {document['seconds']} s; {about['cores']} cores "
-        f"({about['cpu']}), Linux {about['kernel']}; throughput with the "
-        f"proxies on one core and load and origin on another, latency unpinned; {versions}."
+        f"({about['cpu']}), Linux {about['kernel']}; throughput: "
+        f"proxies on one core, load and origin on another; latency: load on one core, all it calls on another; "
+        f"{versions}."
     )
     return "\n".join(lines)
 
