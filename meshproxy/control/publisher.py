@@ -7,7 +7,7 @@ Leaves to others: the meaning (snapshot.translate), the workers (control.fleet).
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from time import perf_counter
 
@@ -16,6 +16,7 @@ from meshproxy.control.sockets import ListeningSockets
 from meshproxy.control.store import ResourceStore
 from meshproxy.model.address import SocketAddress
 from meshproxy.model.listener import Listener
+from meshproxy.resources.document import Resource
 from meshproxy.resources.problems import ConfigProblem, Severity
 from meshproxy.snapshot.snapshot import EMPTY_SNAPSHOT, Snapshot
 from meshproxy.snapshot.translate import ProxyContext, translate
@@ -26,6 +27,7 @@ _log = logging.getLogger(__name__)
 DEBOUNCE_S = 0.02
 _THREAD_ABOVE_RESOURCES = 200
 """Translating more than this takes longer than a scrape should wait."""
+_SECURITY_KINDS = frozenset({"PeerAuthentication", "AuthorizationPolicy", "RequestAuthentication"})
 _BIND_RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 
 
@@ -110,6 +112,17 @@ class Publisher:
         self._translated = translated
         self.problems = [*self._store.problems(), *problems]
         self._log_problems()
+        unenforced = self._unenforced(resources)
+        if unenforced is not None:
+            self._counters.reloads_rejected += 1
+            if self.on_failed_start is not None:
+                self.on_failed_start(f"{unenforced}; refusing to serve without this policy")
+            else:
+                _log.error(
+                    "%s; the previous configuration stays in effect, as without this policy traffic would pass",
+                    unenforced,
+                )
+            return
         if any(problem.severity is Severity.ERROR for problem in self.problems):
             self._counters.reloads_rejected += 1
         else:
@@ -161,6 +174,16 @@ class Publisher:
         asyncio.get_running_loop().call_later(pause_s, self.changed)
         bound = {name: listener for name, listener in snapshot.listeners.items() if name not in failures}
         return replace(snapshot, listeners=bound, version=f"{snapshot.version}-{len(failures)}-unbound")
+
+    def _unenforced(self, resources: Sequence[Resource]) -> str | None:
+        """The sentence of a security policy that was refused and has no last good version. Leaving it out would let
+        pass what it forbids, so nothing is published then (policy fails closed)."""
+        known = {resource.label for resource in resources}
+        for problem in self._store.problems():
+            kind = problem.resource.partition(" ")[0]
+            if problem.severity is Severity.ERROR and kind in _SECURITY_KINDS and problem.resource not in known:
+                return problem.sentence()
+        return None
 
     def _log_problems(self) -> None:
         """Each sentence once, until it is gone and comes back."""
