@@ -103,6 +103,7 @@ class WorkerChannel:
         "_known",
         "_link",
         "_listeners",
+        "_longest_s",
         "_loop",
         "_named",
         "_on_closed",
@@ -134,6 +135,7 @@ class WorkerChannel:
         self._verdicts: set[tuple[str, str, str]] = set()
         """What would end each verdict that stands: (cluster key, endpoint key, restore | healthy | clear)."""
         self._closed = False
+        self._longest_s = 0.0
         self.dropped = 0
         """Messages not sent because the control process was away or did not read."""
         self._reset()
@@ -238,12 +240,15 @@ class WorkerChannel:
         stream = self._stream
         if stream is None:
             return
-        deadline = perf_counter() + SLICE_S
+        started = perf_counter()
+        deadline = started + SLICE_S
         while (message := self._decoder.next()) is not NOTHING:
             self._deliver(message)
             if self._stream is not stream:
                 return  # the receiver closed us
-            if perf_counter() >= deadline:
+            now = perf_counter()
+            if now >= deadline:
+                self._longest_s = max(self._longest_s, now - started)
                 if not self._backlogged:
                     self._backlogged = True
                     self._loop.remove_reader(stream.fileno())
@@ -252,6 +257,11 @@ class WorkerChannel:
         if self._backlogged:
             self._backlogged = False
             self._loop.add_reader(stream.fileno(), self._readable)
+
+    def take_longest_s(self) -> float:
+        """The longest time that messages held the loop in one piece, decoding included, since the last call."""
+        longest_s, self._longest_s = self._longest_s, 0.0
+        return longest_s
 
     def _resume(self, stream: socket.socket) -> None:
         if self._stream is stream:  # else: replaced meanwhile, and its backlog with it

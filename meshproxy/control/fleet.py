@@ -29,6 +29,7 @@ from meshproxy.control.messages import (
     PutListener,
     PutPeers,
     PutRouteTable,
+    PutVirtualHosts,
     PutWorkload,
     Remove,
     Resolved,
@@ -43,6 +44,7 @@ from meshproxy.snapshot.snapshot import EMPTY_SNAPSHOT, Snapshot
 _log = logging.getLogger(__name__)
 
 PIECE_ENDPOINTS = 256
+PIECE_HOSTS = 32
 ASK_TIMEOUT_S = 1.0
 _APPLY_TIMEOUT_S = 5.0
 """A worker that has not answered a snapshot for this long gets the next one all the same."""
@@ -260,7 +262,10 @@ def changes(
         yield PutCluster(_without_endpoints(cluster))
         yield from _endpoint_pieces(cluster.key, localities_of(cluster))
     for table in _changed(before.route_tables, new.route_tables):
-        yield PutRouteTable(table)
+        hosts = table.virtual_hosts
+        yield PutRouteTable(table if len(hosts) <= PIECE_HOSTS else replace(table, virtual_hosts=hosts[:PIECE_HOSTS]))
+        for at in range(PIECE_HOSTS, len(hosts), PIECE_HOSTS):
+            yield PutVirtualHosts(table.name, hosts[at : at + PIECE_HOSTS])
     if old is None or before.peers != new.peers:
         yield PutPeers(dict(new.peers))
     for listener in _changed(before.listeners, new.listeners):

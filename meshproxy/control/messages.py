@@ -10,7 +10,7 @@ from typing import Any
 from meshproxy.model.cluster import Cluster
 from meshproxy.model.endpoint import LocalityEndpoints
 from meshproxy.model.listener import AccessLogPolicy, Listener
-from meshproxy.model.route import RouteTable
+from meshproxy.model.route import RouteTable, VirtualHost
 from meshproxy.model.workload import Workload, WorkloadLabels
 
 # ── control → worker: a snapshot arrives in pieces between Begin and Commit, so that no piece stalls the loop ──
@@ -50,7 +50,17 @@ class PutEndpoints:
 
 @dataclass(slots=True)
 class PutRouteTable:
+    """The first virtual hosts of a table; the others follow in PutVirtualHosts."""
+
     table: RouteTable
+
+
+@dataclass(slots=True)
+class PutVirtualHosts:
+    """More of a table that was put in this update; at most 32 hosts, as unpickling 1,000 takes 45 ms."""
+
+    table_name: str
+    hosts: tuple[VirtualHost, ...]
 
 
 @dataclass(slots=True)

@@ -4,6 +4,7 @@ Decides: which route, which weighted cluster. Leaves to others: whether the clus
 changes (route.rewrite). Source: Envoy virtual host domain search (exact, longest suffix, `*`); istio route.go.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from meshproxy.model.route import Route, RouteTable, VirtualHost, WeightedCluster
@@ -128,7 +129,11 @@ class CompiledTable:
         self._any: VirtualHost | None = None
         self._compiled: dict[int, CompiledHost] = {}
         self._remembered: dict[bytes, CompiledHost | None] = {}
-        for host in table.virtual_hosts:
+        self.add(table.virtual_hosts)
+
+    def add(self, hosts: Iterable[VirtualHost]) -> None:
+        """More virtual hosts; for a table that arrives in pieces, before it is first asked."""
+        for host in hosts:
             for domain in host.domains:
                 if domain == "*":
                     self._any = self._any or host

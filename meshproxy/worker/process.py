@@ -90,6 +90,8 @@ class Worker:
         self._staged_workloads.clear()
         self._staged_removals.clear()
         self._staged_tables.clear()
+        # Nothing that arrives now is garbage: without this the collector walks the half-built update several times.
+        gc.disable()
         self._began_at = perf_counter()
         self._stall_s = 0.0
 
@@ -153,6 +155,9 @@ class Worker:
     def _put_route_table(self, message: m.PutRouteTable) -> None:
         self._staged_tables[message.table.name] = CompiledTable(message.table)
 
+    def _put_virtual_hosts(self, message: m.PutVirtualHosts) -> None:
+        self._staged_tables[message.table_name].add(message.hosts)
+
     def _put_peers(self, message: m.PutPeers) -> None:
         self.peers.clear()
         self.peers.update(message.peers)
@@ -176,7 +181,8 @@ class Worker:
         self._set_access_log(message, problems)
         # The new configuration lives long: keep the collector from walking it again and again.
         gc.freeze()
-        stall_s = max(self._stall_s, perf_counter() - started)
+        gc.enable()
+        stall_s = max(self._stall_s, perf_counter() - started, self.channel.take_longest_s())
         self.channel.send(m.Applied(message.version, stall_s, perf_counter() - self._began_at, tuple(problems)))
 
     def _apply_removals(self) -> None:
@@ -392,6 +398,7 @@ _HANDLERS: dict[type, Any] = {
     m.PutEndpoints: Worker._put_endpoints,
     m.Resolved: Worker._resolved,
     m.PutRouteTable: Worker._put_route_table,
+    m.PutVirtualHosts: Worker._put_virtual_hosts,
     m.PutPeers: Worker._put_peers,
     m.Remove: Worker._remove,
     m.Commit: Worker._commit,
