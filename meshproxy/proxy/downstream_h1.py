@@ -121,14 +121,13 @@ class DownstreamConnection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """The downstream will send no more; an answer under way still goes out (half-close)."""
         self._has_eof = True
-        self._keeps_alive = False
+        if not self._pending:  # requests that wait behind the one under way are still to be answered
+            self._keeps_alive = False
         if self._mode == _TUNNEL:
             self.stream.on_downstream_eof()
             return True
         if self._mode == _BODY:
-            self.counters.downstream_cx_protocol_error += 1
-            self.listener.state.counters.protocol_error("http1.incomplete_body")
-            self.stream.cancel(ResponseFlag.DOWNSTREAM_CLOSED, "downstream_remote_disconnect")
+            self._cut_body()
             return False
         return self._mode == _BUSY
 
@@ -179,6 +178,8 @@ class DownstreamConnection(asyncio.Protocol):
                 at = skip_empty_lines(data)
                 data = data[at:]
                 if not data:
+                    if self._has_eof:
+                        self.transport.close()
                     return
             try:
                 head = request_head(data)
@@ -186,6 +187,9 @@ class DownstreamConnection(asyncio.Protocol):
                 self._refuse(error)
                 return
             if head is None:
+                if self._has_eof:  # the rest of it will never come
+                    self.transport.close()
+                    return
                 if not self._look_again_at:
                     self.deadline = monotonic() + REQUEST_HEADERS_TIMEOUT_S
                 self._look_again_at = min(2 * len(data), MAX_HEAD_BYTES)
@@ -202,6 +206,8 @@ class DownstreamConnection(asyncio.Protocol):
                 self._mode = _BUSY
                 if len(data) > length:
                     self._pending = data[length:]
+                elif self._has_eof:
+                    self._keeps_alive = False
                 self.stream.start(head, now)
             else:
                 self._mode = _BODY
@@ -212,6 +218,9 @@ class DownstreamConnection(asyncio.Protocol):
                 self.stream.start(head, now)
                 if self._mode == _BODY and len(data) > length:
                     self._read_body(data[length:])
+                if self._mode == _BODY and self._has_eof:
+                    self._cut_body()
+                    return
             if self._mode != _READY or not self._pending:
                 return
             data, self._pending = self._pending, b""
@@ -228,6 +237,8 @@ class DownstreamConnection(asyncio.Protocol):
             if size > left:
                 self._pending = data[left:]
                 data = data[:left]
+            elif self._has_eof:
+                self._keeps_alive = False
             self._mode = _BUSY
             stream.on_request_body(data, True)
             return
@@ -245,8 +256,17 @@ class DownstreamConnection(asyncio.Protocol):
         self._chunked = None
         if end < len(data):
             self._pending = data[end:]
+        elif self._has_eof:
+            self._keeps_alive = False
         self._mode = _BUSY
         stream.on_request_body(body, True, reader.trailers)
+
+    def _cut_body(self) -> None:
+        """The downstream ended in the middle of a body: what it meant cannot be known, so nothing is answered."""
+        self.counters.downstream_cx_protocol_error += 1
+        self.listener.state.counters.protocol_error("http1.incomplete_body")
+        self.stream.cancel(ResponseFlag.DOWNSTREAM_CLOSED, "downstream_remote_disconnect")
+        self.transport.close()
 
     def _refuse(self, error: RemoteProtocolError) -> None:
         """What came in is not HTTP we accept: answer once, count the word, and read no further."""

@@ -50,6 +50,15 @@ class LiveWorker:
         for _ in range(5):
             await asyncio.sleep(0)
 
+    def pooled(self) -> int:
+        """Idle upstream connections that could serve another request."""
+        return sum(
+            len(endpoint.idle)
+            for workload in self.worker.workloads.values()
+            for cluster in workload.clusters.values()
+            for endpoint in cluster.endpoints.values()
+        )
+
     @staticmethod
     def workload(id: str, service_account: str = "default", **labels: str) -> Workload:
         namespace, name = id.split("/")
