@@ -1,17 +1,29 @@
 """Conditions of a route, compiled to functions that a request's bytes are put to.
 
-Decides: does this value satisfy this condition. Source: VirtualService StringMatch and HTTPMatchRequest; Envoy
-StringMatcher, HeaderMatcher, QueryParameterMatcher. Regular expressions match the whole value (RE2 FullMatch); patterns
-that RE2 would not take, or that backtrack without bound, are refused when configuration is loaded.
+Decides: does this request satisfy this match block. Leaves to others: which block is asked first (route.table).
+Source: VirtualService StringMatch and HTTPMatchRequest; Envoy's path, header and query parameter matchers, compared
+with Envoy 1.40 case by case. Regular expressions match the whole value, byte by byte as Envoy's do; those that RE2
+would not take, or that backtrack without bound, are refused when configuration is loaded.
 """
 
 import re
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from meshproxy.model.route import MatchKind, NamedMatch, RouteMatch, StringMatch
 
 Headers = Sequence[tuple[bytes, bytes]]
 Test = Callable[[bytes], bool]
+
+_METHOD, _PATH, _AUTHORITY, _SCHEME = range(4)
+_REQUEST_LINE: Final = {
+    ":method": _METHOD,
+    ":path": _PATH,
+    ":authority": _AUTHORITY,
+    "host": _AUTHORITY,
+    ":scheme": _SCHEME,
+}
+"""What a header condition may call the parts of the request line; `:path` means the whole target, query included."""
 
 
 def compile_string(match: StringMatch) -> Test:
@@ -33,30 +45,62 @@ def compile_string(match: StringMatch) -> Test:
     return lambda text: True
 
 
-class _Named:
-    """One header or query condition."""
+def _compile_path(match: StringMatch) -> Test:
+    """A function of the whole target that looks at no more than the path in it."""
+    if match.kind is MatchKind.EXACT and not match.ignores_case:
+        path, path_and_more = match.value.encode(), match.value.encode() + b"?"
+        return lambda target: target.startswith(path) and (target == path or target.startswith(path_and_more))
+    test = compile_string(match)
+    return lambda target: test(target.partition(b"?")[0])
 
-    __slots__ = ("is_inverted", "name", "test")
+
+def _inverse(test: Test) -> Test:
+    return lambda text: not test(text)
+
+
+class HeaderTest:
+    """One header condition. A header sent several times satisfies it with any of its values (Envoy since 1.39; joined
+    values would let a second field hide the first from an inverted condition)."""
+
+    __slots__ = ("_if_absent", "_is_inverted", "_name", "_test")
 
     def __init__(self, named: NamedMatch) -> None:
-        self.name = named.name.encode()
-        self.test = compile_string(named.match)
-        self.is_inverted = named.is_inverted
+        self._name = named.name.encode()
+        self._test = compile_string(named.match)
+        self._is_inverted = named.is_inverted
+        # Istio lets an inverted condition see an absent header as an empty one (treat_missing_header_as_empty), except
+        # where mere presence is asked for.
+        self._if_absent = named.is_inverted and (named.match.kind is MatchKind.PRESENT or not self._test(b""))
 
-    def holds(self, value: bytes | None) -> bool:
-        """value: None where there is none; a condition on what is absent fails, so its inverse holds."""
-        return (value is not None and self.test(value)) is not self.is_inverted
+    def holds(self, headers: Headers) -> bool:
+        name, test = self._name, self._test
+        is_absent = True
+        for key, value in headers:
+            if key == name:
+                if test(value):
+                    return not self._is_inverted
+                is_absent = False
+        return self._if_absent if is_absent else self._is_inverted
 
 
-def header_value(headers: Headers, name: bytes) -> bytes | None:
-    """All values of a header joined by commas (Envoy); None where it is absent."""
-    values = [value for key, value in headers if key == name]
-    return b",".join(values) if values else None
+class QueryTest:
+    """One query parameter condition, on the first value of that name."""
+
+    __slots__ = ("_is_inverted", "_name", "_test")
+
+    def __init__(self, named: NamedMatch) -> None:
+        self._name = named.name.encode()
+        self._test = compile_string(named.match)
+        self._is_inverted = named.is_inverted
+
+    def holds(self, target: bytes) -> bool:
+        value = query_value(target, self._name)
+        return (value is not None and self._test(value)) is not self._is_inverted
 
 
-def query_value(path: bytes, name: bytes) -> bytes | None:
+def query_value(target: bytes, name: bytes) -> bytes | None:
     """First value of a query parameter, undecoded; b"" for one without `=`; None where it is absent."""
-    _, question, query = path.partition(b"?")
+    _, question, query = target.partition(b"?")
     if question:
         for part in query.split(b"&"):
             key, _, value = part.partition(b"=")
@@ -66,46 +110,73 @@ def query_value(path: bytes, name: bytes) -> bytes | None:
 
 
 class CompiledMatch:
-    """All conditions of one match block. `matches` checks the cheap ones first."""
+    """All conditions of one match block."""
 
-    __slots__ = ("authority", "headers", "is_always", "method", "needs_header", "path", "prefix", "query", "scheme")
+    __slots__ = ("_headers", "_path", "_query", "_request_line", "header_names", "is_always", "needs_header", "prefix")
 
     def __init__(self, match: RouteMatch) -> None:
-        path = match.path
         self.prefix: bytes | None = None
-        self.path: Test | None = None
-        if path is not None:
-            if path.kind is MatchKind.PREFIX and not path.ignores_case:
-                # By far the most common condition: one startswith instead of a call. A query cannot begin inside a
-                # prefix that has no question mark, so the whole target may be looked at.
-                self.prefix = path.value.encode() if "?" not in path.value else None
-            if self.prefix is None:
-                self.path = compile_string(path)
-            elif self.prefix in (b"", b"/"):
-                self.prefix = None
-        self.method = compile_string(match.method) if match.method is not None else None
-        self.authority = compile_string(match.authority) if match.authority is not None else None
-        self.scheme = compile_string(match.scheme) if match.scheme is not None else None
-        self.headers = tuple(_Named(named) for named in match.headers)
-        self.needs_header = any(not named.is_inverted for named in self.headers)
+        """A case-sensitive path prefix: by far the most common condition, tested by the caller without a call."""
+        self._path: Test | None = None
+        path = match.path
+        if path is None or path.kind is MatchKind.PRESENT:
+            pass
+        elif path.kind is MatchKind.PREFIX and not path.ignores_case and "?" not in path.value:
+            # A query cannot begin inside a prefix that has no question mark, so the whole target may be looked at.
+            self.prefix = path.value.encode() if path.value not in ("", "/") else None
+        else:
+            self._path = _compile_path(path)
+        request_line: list[tuple[int, Test]] = []
+        for part, condition in (
+            (_METHOD, match.method),
+            (_AUTHORITY, match.authority),
+            (_SCHEME, match.scheme),
+        ):
+            if condition is not None and condition.kind is not MatchKind.PRESENT:
+                request_line.append((part, _compile_part(part, condition)))
+        headers = []
+        for named in match.headers:
+            named_part = _REQUEST_LINE.get(named.name)
+            if named_part is None:
+                headers.append(named)
+            else:
+                test = _compile_part(named_part, named.match)
+                request_line.append((named_part, _inverse(test) if named.is_inverted else test))
+        self._request_line = tuple(request_line)
+        self._headers = tuple(HeaderTest(named) for named in headers)
+        self._query = tuple(QueryTest(named) for named in match.query)
+        self.header_names = frozenset(named.name.encode() for named in headers)
+        self.needs_header = any(not named.is_inverted for named in headers)
         """A request without headers cannot match."""
-        self.query = tuple(_Named(named) for named in match.query)
-        self.is_always = not (
-            self.prefix or self.path or self.method or self.authority or self.scheme or self.headers or self.query
-        )
+        is_rest_empty = not (self._path or self._request_line or self._headers or self._query)
+        self.is_always = self.prefix is None and is_rest_empty
+
+    @property
+    def is_prefix_only(self) -> bool:
+        return not (self._path or self._request_line or self._headers or self._query)
 
     def matches(self, method: bytes, path: bytes, authority: bytes, scheme: bytes, headers: Headers) -> bool:
         if self.prefix is not None and not path.startswith(self.prefix):
             return False
-        if self.path is not None and not self.path(path.partition(b"?")[0]):
+        return self.matches_rest(method, path, authority, scheme, headers)
+
+    def matches_rest(self, method: bytes, path: bytes, authority: bytes, scheme: bytes, headers: Headers) -> bool:
+        """All conditions but `prefix`, the cheap ones first."""
+        if self._path is not None and not self._path(path):
             return False
-        if self.method is not None and not self.method(method):
-            return False
-        if self.authority is not None and not self.authority(authority):
-            return False
-        if self.scheme is not None and not self.scheme(scheme):
-            return False
-        for named in self.headers:
-            if not named.holds(header_value(headers, named.name)):
+        if self._request_line:
+            parts = (method, path, authority, scheme)
+            for part, test in self._request_line:
+                if not test(parts[part]):
+                    return False
+        for header in self._headers:
+            if not header.holds(headers):
                 return False
-        return all(named.holds(query_value(path, named.name)) for named in self.query)
+        return all([parameter.holds(path) for parameter in self._query]) if self._query else True
+
+
+def _compile_part(part: int, match: StringMatch) -> Test:
+    """Authorities arrive in lower case, so what is written in the configuration is lowered too: case means nothing."""
+    if part == _AUTHORITY and match.kind in (MatchKind.EXACT, MatchKind.PREFIX):
+        match = StringMatch(match.kind, match.value.lower())
+    return compile_string(match)
