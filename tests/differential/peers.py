@@ -14,6 +14,7 @@ import pytest
 
 from meshproxy.control import messages as m
 from meshproxy.model.route import RouteTable
+from tests.differential.answers import CLOSE
 from tests.differential.envoy_config import bootstrap
 from tests.support.live_worker import LiveWorker
 from tests.support.origin import Seen
@@ -40,8 +41,6 @@ class RecordingOrigin:
     A script may end with CLOSE, after which the origin closes the connection.
     """
 
-    CLOSE = b"<close>"
-
     cluster: str
     scripts: Mapping[str, bytes]
     seen: list[tuple[str, Seen]] = field(default_factory=list)
@@ -64,9 +63,9 @@ class RecordingOrigin:
                     break
                 self.seen.append((self.cluster, seen))
                 script = self.scripts[(seen.header(b"x-answer") or b"ok").decode()]
-                writer.write(script.removesuffix(self.CLOSE))
+                writer.write(script.removesuffix(CLOSE))
                 await writer.drain()
-                if script.endswith(self.CLOSE):
+                if script.endswith(CLOSE):
                     break
         writer.close()
 
