@@ -8,6 +8,7 @@ from meshproxy.model.route import (
     MatchKind,
     NamedMatch,
     Redirect,
+    RetryPolicy,
     Rewrite,
     Route,
     RouteMatch,
@@ -39,6 +40,7 @@ def _to(cluster: str, **fields: Any) -> Route:
     of_match |= {name: (fields.pop(name),) for name in ("headers", "query") if name in fields}
     if not fields.keys() & {"redirect", "direct_response", "clusters"}:
         fields["clusters"] = (WeightedCluster(cluster_key=cluster),)
+    fields.setdefault("retry", RetryPolicy())
     return Route(match=RouteMatch(**of_match), **fields)
 
 
