@@ -390,7 +390,7 @@ class DownstreamConnection(asyncio.Protocol):
             extra += b"\r\nconnection: close"
         elif request is not None and request.minor == 0:
             extra += b"\r\nconnection: keep-alive"
-        if body:
+        if body and b"\r\ncontent-type: " not in extra:
             extra += b"\r\ncontent-type: text/plain"
         head = b"HTTP/1.1 %d %b\r\ncontent-length: %d\r\nserver: meshproxy%b%b\r\n\r\n" % (
             status,

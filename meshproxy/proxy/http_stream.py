@@ -141,7 +141,7 @@ class HttpStream:
             return
         route = host.only_route
         if route is None:
-            scheme = b"https" if self.peer.is_mtls else b"http"
+            scheme = self._scheme(head)
             headers: Any = ()
             for probe in host.header_probes:
                 if probe in head.lowered:
@@ -594,17 +594,25 @@ class HttpStream:
     def _fail(self, reply: LocalReply) -> None:
         self.reply(reply)
 
+    def _scheme(self, head: RequestHead) -> bytes:
+        """A sidecar believes what the hop before it says; an edge does not."""
+        forwarded = head.forwarded_proto
+        if forwarded in (b"http", b"https") and not self.listener.is_gateway:
+            return forwarded
+        return b"https" if self.peer.is_mtls else b"http"
+
     def _reply_by_route(self, route: CompiledRoute) -> None:
         head = self.head
         if route.redirect is not None:
-            forwarded = head.forwarded_proto or (b"https" if self.peer.is_mtls else b"http")
-            location = redirect_location(route, forwarded, head.authority, head.path)
-            self.reply(
-                LocalReply(route.redirect.code, ResponseFlag.NONE, "direct_response"), b"\r\nlocation: " + location
-            )
-        elif route.direct_response is not None:
-            direct = route.direct_response
-            self.reply(LocalReply(direct.status, ResponseFlag.NONE, "direct_response", direct.body))
+            location = redirect_location(route, self._scheme(head), head.authority, head.path)
+            status, body, block = route.redirect.code, b"", b"\r\nlocation: " + location
+        else:
+            direct: Any = route.direct_response
+            status, body = direct.status, direct.body
+            block = b"\r\ncontent-type: text/plain" if body else b""
+        if route.response_ops is not None:
+            block = b"".join([b"\r\n%b: %b" % line for line in apply_ops(route.response_ops, fields(block))])
+        self.reply(LocalReply(status, ResponseFlag.NONE, "direct_response", body), block)
 
     def on_deadline(self, now: float) -> None:
         """The downstream's deadline passed while we are active."""
