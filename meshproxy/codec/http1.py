@@ -85,6 +85,7 @@ class RequestHead:
         "method",
         "minor",
         "path",
+        "received",
         "te_trailers",
         "upgrade",
         "xfcc",
@@ -116,9 +117,16 @@ class RequestHead:
     xfcc: bytes
     """The x-forwarded-client-cert value received; b"" if none."""
 
+    received: bytes
+    """All field lines as they came in, hop-by-hop fields included: what routes may ask about."""
+
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """(lower-case name, value) in order: for matchers and logs; not on the plain path."""
+        """(lower-case name, value) of what is forwarded, in order; not on the plain path."""
         return fields(self.block)
+
+    def received_headers(self) -> list[tuple[bytes, bytes]]:
+        """(lower-case name, value) of what was received, in order: for matchers."""
+        return fields(self.received)
 
 
 class ResponseHead:
@@ -180,9 +188,10 @@ def request_head(data: bytes, at: int = 0) -> RequestHead | None:
     head = RequestHead()
     head.method, path, minor, block = match.groups()
     head.path = path
-    head.block = block
+    head.block = head.received = block
     length = head.length = match.end() - at
-    if length > 1024 and (length > MAX_HEAD_BYTES or block.count(b"\n") > MAX_HEADERS):
+    # 400 bytes cannot hold 101 fields.
+    if length > 400 and (length > MAX_HEAD_BYTES or block.count(b"\n") > MAX_HEADERS):
         raise RemoteProtocolError("http1.headers_too_large", 431)
     head.minor = 1 if minor == b"1" else 0
     head.keeps_alive = minor == b"1"
@@ -268,8 +277,11 @@ def _request_fields(head: RequestHead, special: list[tuple[bytes, bytes]]) -> by
             head.keeps_alive = False
         elif head.minor == 0:
             head.keeps_alive = b"keep-alive" in options
-    if head.upgrade and (b"upgrade" not in options or b"h2c" in head.upgrade or head.body != NO_BODY):
+    if head.upgrade and (
+        b"upgrade" not in options or b"h2c" in head.upgrade or head.body != NO_BODY or head.minor == 0
+    ):
         # h2c by Upgrade is obsolete (RFC 9113 §3.1) and a smuggling tool; the offer is ignored, as the RFC allows.
+        # In HTTP/1.0 it must be (RFC 9110 §7.8).
         head.upgrade = b""
     head.is_plain = not must_drop
     if must_drop:
@@ -351,7 +363,7 @@ def response_head(data: bytes, is_head_request: bool, at: int = 0) -> ResponseHe
     head = ResponseHead()
     minor, status_text, head.reason, block = match.groups()
     length = head.length = match.end() - at
-    if length > 1024 and (length > MAX_HEAD_BYTES or block.count(b"\n") > MAX_HEADERS):
+    if length > 400 and (length > MAX_HEAD_BYTES or block.count(b"\n") > MAX_HEADERS):
         raise RemoteProtocolError("upstream.headers_too_large", 502)
     status = head.status = int(status_text)
     keeps_alive = minor == b"1"

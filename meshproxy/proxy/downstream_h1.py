@@ -26,6 +26,7 @@ from meshproxy.proxy.http_stream import HttpStream
 from meshproxy.proxy.listener_runtime import ListenerRuntime, PeerContext
 from meshproxy.proxy.local_reply import LocalReply, protocol_error, reason_phrase
 from meshproxy.telemetry.recorder import ListenerCounters
+from meshproxy.upstream.connect import reset
 from meshproxy.upstream.worker_state import NEVER
 
 HIGH_WATER_BYTES = 64 * 1024
@@ -418,7 +419,8 @@ class DownstreamConnection(asyncio.Protocol):
             self.transport.write_eof()
 
     def abort(self) -> None:
-        self.transport.abort()
+        """Cut an answer that is out in part; with RST, for the end of a body until close is an orderly end."""
+        reset(self.transport)
 
     def pause_body(self) -> None:
         if self._pauses == 0 and not self.transport.is_closing():

@@ -145,7 +145,7 @@ class HttpStream:
             headers: Any = ()
             for probe in host.header_probes:
                 if probe in head.lowered:
-                    headers = head.headers()
+                    headers = head.received_headers()
                     break
             route = host.pick(head.method, head.path, head.authority, scheme, headers)
             if route is None:

@@ -33,7 +33,7 @@ def check_regex(pattern: str) -> str | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tree = _parser.parse(pattern)
-            re.compile(pattern)
+            re.compile(pattern.encode())  # requests are matched as bytes, which know no \\u and no (?u)
     except (re.error, OverflowError, RecursionError) as e:
         what = getattr(e, "msg", "") or "too complex"
         return f"not a regex: {what}"
