@@ -1,6 +1,7 @@
 """What a client and an origin see of one case, in a form that two proxies can be compared in."""
 
 import asyncio
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -13,6 +14,15 @@ from tests.support.origin import Seen
 
 PATIENCE_S: Final = 3.0
 """Longest wait for one case; a proxy that does not answer is compared as one that said nothing."""
+
+_GENERATED: Final = {
+    "x-request-id": re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"),
+    "x-envoy-upstream-service-time": re.compile("[0-9]+"),
+}
+"""Values that are random, or measured."""
+
+_BROKEN_OFF: Final = "(broken off)"
+"""How much arrived before a reset is chance."""
 
 Facts = Mapping[str, str]
 """What is compared: `status`, `body`, `response <header>`, `cluster`, `method`, `target`, `request <header>`, …"""
@@ -84,7 +94,7 @@ async def _response(reader: asyncio.StreamReader, is_head: bool) -> Response:
 def _of_response(response: Response, prefix: str) -> Facts:
     return {
         f"{prefix}status": str(response.status),
-        f"{prefix}body": response.body.decode("latin-1") + ("" if response.is_whole else " …broken off"),
+        f"{prefix}body": response.body.decode("latin-1") if response.is_whole else _BROKEN_OFF,
         **_of_headers(response.headers, f"{prefix}response "),
     }
 
@@ -107,5 +117,8 @@ def _of_headers(headers: Iterable[tuple[str, str]], prefix: str) -> Facts:
     facts: dict[str, str] = {}
     for name, value in headers:
         key = prefix + name.lower()
+        generated = _GENERATED.get(name.lower())
+        if generated is not None and generated.fullmatch(value):
+            value = "(generated)"
         facts[key] = f"{facts[key]} | {value}" if key in facts else value
     return facts
