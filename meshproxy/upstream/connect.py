@@ -6,6 +6,7 @@ Decides: is the peer who it must be (secure naming). Leaves to others: whether t
 import asyncio
 import socket
 import ssl
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic, time
@@ -171,8 +172,22 @@ class PendingConnect:
         return protocol
 
 
+_NO_LINGER = struct.pack("ii", 1, 0)
+
+
 class _IdentityRefused(Exception):
     pass
+
+
+def reset(transport: Any) -> None:
+    """End a connection at once, with RST: the other side must not take it for an orderly end."""
+    sock = transport.get_extra_info("socket")
+    if sock is not None and sock.family != socket.AF_UNIX:
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+        except OSError:  # it has ended already
+            pass
+    transport.abort()
 
 
 def tune(sock: socket.socket, keepalive: TcpKeepalive | None) -> None:

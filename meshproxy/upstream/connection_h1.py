@@ -44,6 +44,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_buffer",
         "_chunked",
         "_informational",
+        "_informational_of",
         "_is_head_request",
         "_is_paused",
         "_left",
@@ -67,6 +68,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._is_head_request = False
         self._is_paused = False
         self._informational = 0
+        self._informational_of = 0
         self._response: ResponseHead | None = None
         self._opened_at = 0.0
         self.transport: Any = None
@@ -259,6 +261,8 @@ class UpstreamConnection(asyncio.Protocol):
             stream.on_response(head, data[length:], False)
 
     def _read_informational(self, stream: Stream, head: ResponseHead, data: bytes) -> None:
+        if self._informational_of != self.requests:
+            self._informational_of, self._informational = self.requests, 0
         self._informational += 1
         if self._informational > MAX_INFORMATIONAL:
             self._refuse(stream, RemoteProtocolError("upstream.too_many_informational", 502))
