@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from tests.differential import cases, messages
 from tests.differential.documented import DOCUMENTED, Difference
@@ -20,7 +21,8 @@ pytestmark = pytest.mark.peer("envoy")
 @pytest.fixture(scope="module")
 def observed() -> Mapping[str, Mapping[str, Facts]]:
     """case → envoy and meshproxy → facts."""
-    return asyncio.run(observe(CASES))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(observe(CASES))
 
 
 def differing(both: Mapping[str, Facts]) -> dict[str, tuple[str | None, str | None]]:
