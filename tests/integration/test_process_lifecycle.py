@@ -1,5 +1,6 @@
 """Supervisor, control process and workers as real processes: starting, replacing, reloading, draining, ending."""
 
+import contextlib
 import http.client
 import os
 import select
@@ -84,7 +85,8 @@ def test_a_change_of_the_file_opens_and_closes_listeners(made: Mesh) -> None:
         proxy.wait_for("1 listeners", count=2)
         with pytest.raises(OSError):
             while True:  # the worker lets go of it as soon as it has applied the snapshot
-                ask(made.ports["a"])
+                with contextlib.suppress(ValueError):  # one that was queued just then ends without an answer
+                    ask(made.ports["a"])
         ask(made.ports["b"])
 
 
