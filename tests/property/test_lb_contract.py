@@ -11,7 +11,7 @@ from meshproxy.lb.cluster_balancer import ClusterBalancer, Group
 from meshproxy.lb.priority import Share, priority_loads
 from meshproxy.model.cluster import LbKind, LbPolicy, SlowStart
 from meshproxy.model.endpoint import Locality
-from tests.support.endpoint_states import endpoints
+from tests.support.endpoint_states import endpoints, picked, share_percent
 
 KINDS = st.sampled_from(list(LbKind))
 LB = st.builds(
@@ -61,6 +61,53 @@ def test_a_policy_serves_everyone_it_was_given_and_nobody_else(kind: LbKind, cou
     assert {policy.pick(0.0) for _ in range(60 * count)} == (set(states[: count // 2]) or {None})
 
 
+@given(kind=KINDS)
+def test_where_there_is_nobody_nobody_is_picked(kind: LbKind) -> None:
+    policy = make_policy(LbPolicy(kind=kind), Random(1).random)
+    assert policy.pick(0.0) is None
+    for states in (endpoints(2), [], endpoints(1), []):
+        policy.update(states, 0.0)
+        assert (policy.pick(0.0) is None) == (not states)
+
+
+@settings(max_examples=60)
+@given(
+    kind=st.sampled_from([LbKind.ROUND_ROBIN, LbKind.LEAST_REQUEST]),
+    weights=st.lists(st.integers(0, 50), min_size=1, max_size=8),
+    seed=st.integers(0, 1000),
+)
+def test_idle_endpoints_share_by_weight(kind: LbKind, weights: list[int], seed: int) -> None:
+    """Within two points, through the real balancer; a weight of 0, which Envoy does not know, counts as 1."""
+    states = endpoints(len(weights))
+    for state, weight in zip(states, weights, strict=True):
+        state.weight = weight
+    balancer = ClusterBalancer(LbPolicy(kind=kind), [(0, ZONES[0], None, states)], Random(seed).random, 0.0)
+    hits = picked(balancer.pick, 10_000)
+    total = sum(weight or 1 for weight in weights)
+    for state, weight in zip(states, weights, strict=True):
+        assert abs(share_percent(hits, [state]) - 100 * (weight or 1) / total) <= 2
+
+
+@settings(max_examples=60)
+@given(
+    first=st.lists(st.integers(0, 20), min_size=2, max_size=6),
+    second=st.lists(st.integers(0, 20), min_size=2, max_size=6),
+    seed=st.integers(0, 1000),
+)
+def test_weights_hold_after_an_update_too(first: list[int], second: list[int], seed: int) -> None:
+    """Who stays keeps its turn; that must not outlast the old weights by more than one turn."""
+    states = endpoints(6)
+    policy = make_policy(LbPolicy(kind=LbKind.ROUND_ROBIN), Random(seed).random)
+    for weights in (first, second):
+        for state, weight in zip(states, weights, strict=False):
+            state.weight = weight
+        policy.update(states[: len(weights)], 0.0)
+        hits = picked(policy.pick, 10_000)
+        total = sum(weight or 1 for weight in weights)
+        for state, weight in zip(states, weights, strict=False):
+            assert abs(share_percent(hits, [state]) - 100 * (weight or 1) / total) <= 2
+
+
 @settings(max_examples=300)
 @given(lb=LB, first=groups(), second=groups(), seed=st.integers(0, 1000), data=st.data())
 def test_the_unavailable_are_picked_in_panic_only(
@@ -71,12 +118,15 @@ def test_the_unavailable_are_picked_in_panic_only(
     steps: list[list[Group]] = [first, second, second, [*first, *second]]
     for now, current in enumerate(steps, start=21):
         known = [state for group in current for state in group[3]]
-        if known and data.draw(st.booleans()):
+        does_flip = data.draw(st.booleans())
+        if known and does_flip:
             flipped: EndpointState = data.draw(st.sampled_from(known))
             flipped.is_ejected = not flipped.is_ejected
         balancer.update(lb, current, float(now))
         panics = dict(zip(sorted({group[0] for group in current}), balancer.loads.panics, strict=True))
-        allowed = {state for group in current for state in group[3] if state.is_available or panics[group[0]]}
+        allowed: set[EndpointState | None] = {
+            state for group in current for state in group[3] if state.is_available or panics[group[0]]
+        }
         hits = {balancer.pick(float(now)) for _ in range(50)}
         assert hits <= (allowed or {None})
 
