@@ -599,7 +599,7 @@ class HttpStream:
         forwarded = head.forwarded_proto
         if forwarded in (b"http", b"https") and not self.listener.is_gateway:
             return forwarded
-        return b"https" if self.peer.is_mtls else b"http"
+        return b"https" if self.peer.is_mtls or self.listener.listener.tls is not None else b"http"
 
     def _reply_by_route(self, route: CompiledRoute) -> None:
         head = self.head
