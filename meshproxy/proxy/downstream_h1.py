@@ -341,12 +341,12 @@ class DownstreamConnection(asyncio.Protocol):
                 extra += b"\r\ntransfer-encoding: chunked"
                 if body:
                     body = chunk(body)
-        if not self._keeps_alive:
+        if head.status == 101:
+            extra += b"\r\nconnection: upgrade\r\nupgrade: " + head.upgrade
+        elif not self._keeps_alive:
             extra += b"\r\nconnection: close"
         elif request.minor == 0:
             extra += b"\r\nconnection: keep-alive"
-        elif head.status == 101:
-            extra += b"\r\nconnection: upgrade\r\nupgrade: " + head.upgrade
         if self._mode == _BODY and is_complete:
             # An early final answer: the rest of the body is unread, so the connection cannot be told apart from the
             # next request (0.CL class). It ends after this answer.
@@ -411,12 +411,12 @@ class DownstreamConnection(asyncio.Protocol):
 
     def send_eof(self) -> None:
         """The upstream ended its side of a tunnel."""
-        if self.transport.is_closing():
-            return
-        if self._has_eof or not self.transport.can_write_eof():
-            self.transport.close()
-        else:
+        if not self.transport.is_closing():
             self.transport.write_eof()
+
+    def close(self) -> None:
+        """A tunnel is over: what is written still goes out."""
+        self.transport.close()
 
     def abort(self) -> None:
         """Cut an answer that is out in part; with RST, for the end of a body until close is an orderly end."""

@@ -47,6 +47,7 @@ class Downstream(Protocol):
     def send_body(self, body: bytes, is_complete: bool, trailers: bytes) -> None: ...
     def send_tunnel(self, data: bytes) -> None: ...
     def send_eof(self) -> None: ...
+    def close(self) -> None: ...
     def abort(self) -> None: ...
     def pause_body(self) -> None: ...
     def resume_body(self) -> None: ...
@@ -67,6 +68,8 @@ class HttpStream:
         "endpoint_key",
         "failure_reason",
         "flag",
+        "has_downstream_eof",
+        "has_upstream_eof",
         "head",
         "idle_timeout_s",
         "is_active",
@@ -405,8 +408,9 @@ class HttpStream:
         cluster, endpoint = self.cluster, self.endpoint
         assert cluster is not None and endpoint is not None
         if self.is_tunnel:
-            self.down.send_eof()
+            self.flag = ResponseFlag.UPSTREAM_CLOSED.value
             self._finish_accounting(monotonic())
+            self.down.abort()
             return
         if self.response_started:
             # Bytes are out: the only honest end is an incomplete message (never a short 200).
@@ -674,6 +678,7 @@ class HttpStream:
             self.reply(local_reply.upstream_lost("upstream.unexpected_upgrade"))
             return
         self.is_tunnel = True
+        self.has_downstream_eof = self.has_upstream_eof = False
         self.down.send_response(head, extra, b"", False)
         self.down.deadline = monotonic() + self.idle_timeout_s
         if self.connection is not None:
@@ -688,7 +693,11 @@ class HttpStream:
         self.down.send_tunnel(data)
 
     def on_upstream_eof(self) -> None:
-        self.down.send_eof()
+        self.has_upstream_eof = True
+        if self.has_downstream_eof:
+            self._end_tunnel()
+        else:
+            self.down.send_eof()
 
     def send_tunnel(self, data: bytes) -> None:
         """Bytes from the downstream."""
@@ -698,8 +707,21 @@ class HttpStream:
             self.connection.transport.write(data)
 
     def on_downstream_eof(self) -> None:
-        if self.is_tunnel and self.connection is not None and self.connection.transport.can_write_eof():
+        if not self.is_tunnel or self.connection is None:
+            return
+        self.has_downstream_eof = True
+        if self.has_upstream_eof:
+            self._end_tunnel()
+        elif not self.connection.transport.is_closing():
             self.connection.transport.write_eof()
+
+    def _end_tunnel(self) -> None:
+        """Both halves are over, and neither side will say more: it is ours to close."""
+        connection, self.connection = self.connection, None
+        assert connection is not None
+        connection.end_tunnel()
+        self._finish_accounting(monotonic())
+        self.down.close()
 
     # ── the log ──
 

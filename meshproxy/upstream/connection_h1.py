@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 HIGH_WATER_BYTES = 64 * 1024
 LOW_WATER_BYTES = 16 * 1024
+FLUSH_S = 60.0
+"""How long an upstream may take to read the rest of a tunnel that is over."""
 MAX_INFORMATIONAL = 16
 """1xx responses to one request before it counts as a flood."""
 
@@ -138,10 +140,19 @@ class UpstreamConnection(asyncio.Protocol):
         if not self.transport.is_closing():
             self.transport.abort() if self._left != _IDLE else self.transport.close()
 
+    def end_tunnel(self) -> None:
+        """Both halves are over: what is written still goes out."""
+        self.stream = None
+        self.deadline = monotonic() + FLUSH_S
+        self.transport.close()
+
     def on_deadline(self, now: float) -> None:
-        """Idle for too long."""
+        """Idle for too long, or closed and still not flushed."""
         self.deadline = NEVER
-        self.close()
+        if self.transport.is_closing():
+            self.transport.abort()
+        else:
+            self.close()
 
     # ── asyncio's side ──
 
@@ -310,7 +321,7 @@ class UpstreamConnection(asyncio.Protocol):
             stream.on_response_body(b"", True, b"")
             return
         if left == _TUNNEL:
-            stream.on_upstream_lost("upstream_closed", True)
+            stream.on_upstream_lost("upstream_closed", True)  # a clean end is eof_received: this is a reset
             return
         word = "connection_termination" if exc is None else "reset"
         stream.on_upstream_lost(word, left != _HEAD or bool(self._buffer))

@@ -15,6 +15,7 @@ from meshproxy.model.endpoint import Endpoint, LocalityEndpoints
 from meshproxy.model.listener import Direction, Listener, MtlsMode, TcpRoute
 from meshproxy.model.route import Route, RouteTable, VirtualHost, WeightedCluster
 from meshproxy.model.workload import Workload, WorkloadLabels
+from meshproxy.upstream.cluster_runtime import EndpointRuntime
 from meshproxy.worker.process import Worker
 
 
@@ -52,12 +53,20 @@ class LiveWorker:
 
     def pooled(self) -> int:
         """Idle upstream connections that could serve another request."""
-        return sum(
-            len(endpoint.idle)
+        return sum(len(endpoint.idle) for endpoint in self.endpoints())
+
+    def open_upstreams(self) -> int:
+        """Upstream connections, idle or busy."""
+        return sum(len(endpoint.connections) for endpoint in self.endpoints())
+
+    def endpoints(self) -> list[EndpointRuntime]:
+        """Of all workloads and clusters."""
+        return [
+            endpoint
             for workload in self.worker.workloads.values()
             for cluster in workload.clusters.values()
             for endpoint in cluster.endpoints.values()
-        )
+        ]
 
     @staticmethod
     def workload(id: str, service_account: str = "default", **labels: str) -> Workload:
