@@ -3,7 +3,7 @@ from time import perf_counter
 
 import pytest
 
-from meshproxy.lb.cluster_balancer import ClusterBalancer
+from meshproxy.lb.cluster_balancer import ClusterBalancer, Group
 from meshproxy.lb.least_request import LeastRequest
 from meshproxy.lb.round_robin import RoundRobin
 from meshproxy.lb.uniform import Uniform
@@ -42,7 +42,8 @@ def test_one_locality_left_is_the_policys_own_pick() -> None:
 
 
 def test_no_endpoints_no_pick() -> None:
-    for groups in ([], [(0, HERE, None, [])]):
+    nobody: list[list[Group]] = [[], [(0, HERE, None, [])]]
+    for groups in nobody:
         balancer = ClusterBalancer(NO_PANIC, groups, Random(7).random, 0.0)
         assert balancer.pick(0.0) is None
         assert balancer.pick_avoiding(0.0, set()) is None

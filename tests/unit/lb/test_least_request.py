@@ -40,11 +40,11 @@ def test_a_slow_endpoint_gets_markedly_fewer() -> None:
         for when, state in [item for item in done if item[0] <= tick]:
             done.remove((when, state))
             state.active_requests -= 1
-        state = policy.pick(0.0)
-        assert state is not None
-        state.active_requests += 1
-        hits[state] += 1
-        done.append((tick + (20 if state is states[0] else 2), state))
+        chosen = policy.pick(0.0)
+        assert chosen is not None
+        chosen.active_requests += 1
+        hits[chosen] += 1
+        done.append((tick + (20 if chosen is states[0] else 2), chosen))
     assert hits[states[0]] / PICKS < 0.20
 
 

@@ -111,7 +111,7 @@ def feed(subject: OutlierDetector, codes: Iterable[int], key: str = KEY, now: fl
     ],
 )
 def test_counting(fields: dict[str, object], codes: list[int], ejects: bool) -> None:
-    subject = detector(**fields)
+    subject = detector(10, **fields)
     words = feed(subject, codes)
     assert ("eject" in words) == ejects
     assert words.count("eject") <= 1
