@@ -55,6 +55,7 @@ _RESPONSE_DROP = re.compile(
     rb"|x-envoy-upstream-service-time|x-envoy-decorator-operation):[^\r]*",
     re.IGNORECASE,
 )
+_KEEP_ALIVE_LINE = b"\r\nConnection: keep-alive"
 _LENGTH_FIELD = re.compile(rb"\r\ncontent-length:[^\r]*", re.IGNORECASE)
 _HOST_FIELD = re.compile(rb"\r\nhost:[^\r]*", re.IGNORECASE)
 _FIELD = re.compile(rb"\r\n([^:]+):[\t ]*([^\r]*)")
@@ -65,6 +66,7 @@ _HOST = re.compile(
 # Hosts that have passed _HOST: a mesh sees few distinct ones, and the set costs 30 ns where the pattern costs 950.
 _known_hosts: set[bytes] = set()
 _ABSOLUTE = re.compile(rb"(https?)://([^/?]*)([/?].*)?", re.IGNORECASE)
+_A_TOKEN = re.compile(_TOKEN)
 _DIGITS = re.compile(rb"[0-9]{1,18}")
 
 
@@ -316,7 +318,7 @@ def _without_nominated(block: bytes, options: list[bytes], where: str, status: i
     for option in options:
         if option in _PLAIN_OPTIONS:
             continue
-        if option in _NEVER_NOMINATED:
+        if option in _NEVER_NOMINATED or _A_TOKEN.fullmatch(option) is None:
             raise RemoteProtocolError(f"{where}.invalid_connection_option", status)
         block = without_field(block, option)
     return block
@@ -383,10 +385,13 @@ def response_head(data: bytes, is_head_request: bool, at: int = 0) -> ResponseHe
         elif name == b"connection":
             if value == b"keep-alive":
                 keeps_alive = True
-                # The spelling nearly every server uses; a plain replace costs a tenth of the pattern.
-                shorter = block.replace(b"\r\nConnection: keep-alive", b"", 1)
-                must_drop = must_drop or len(shorter) == len(block)
-                block = shorter
+                # The spelling nearly every server uses: cutting one whole line costs a tenth of the pattern.
+                at = block.find(_KEEP_ALIVE_LINE)
+                end = at + len(_KEEP_ALIVE_LINE)
+                if at >= 0 and (end == len(block) or block.startswith(b"\r\n", end)):
+                    block = block[:at] + block[end:]
+                else:
+                    must_drop = True
             else:
                 must_drop = True
                 options = (options or []) + _options(value)
@@ -448,11 +453,7 @@ def _why_not(data: bytes, at: int, *, is_request: bool) -> None:
         raise RemoteProtocolError(f"{where}.headers_too_large", 431 if is_request else 502)
     text = data[at : end + 4] if end >= 0 else data[at:]
     if end < 0:
-        if b"\n\n" in text or b"\n\r\n" in text.replace(b"\r\n\r\n", b""):
-            pass  # falls to the line checks below: a bare LF is among them
         last = text.rfind(b"\n")
-        if last < 0 and len(text) > 8192 + 64:
-            raise RemoteProtocolError(f"{where}.line_too_long", 414 if is_request else 502)
         complete = text[: last + 1]
         partial = text[last + 1 :]
         # A partial last line may hold anything that could still become legal, but never a forbidden byte.
@@ -480,7 +481,7 @@ def _why_not(data: bytes, at: int, *, is_request: bool) -> None:
             raise RemoteProtocolError("http1.unsupported_version", 505)
         if b"#" in match.group(2):
             raise RemoteProtocolError("http1.fragment_in_target", 400)
-    elif not _could_be_status_line(lines[0][:-1]):
+    elif _STATUS_LINE.fullmatch(lines[0]) is None:
         raise RemoteProtocolError("upstream.invalid_status_line", 502)
     for line in lines[1:-1]:
         if line[:1] in (b" ", b"\t"):
