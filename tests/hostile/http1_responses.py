@@ -1,9 +1,9 @@
 """Malformed and ambiguous HTTP/1.1 responses: what a hostile or broken upstream might send.
 
-A case is (name, bytes); the upstream ends the connection after them. MALFORMED: the downstream must get 502 (or 503 where
-the upstream said nothing that could be called a protocol error), never the bytes, and the upstream connection must not
-serve another request. TRUNCATED: the head is fine, so it is out before the fault shows; the downstream's connection must
-be cut, so that it cannot take the body for whole.
+A case is (name, bytes); the upstream ends the connection after them. MALFORMED: the downstream must get 502 (or 503
+where the upstream said nothing that could be called a protocol error), never the bytes, and the upstream connection
+must not serve another request. TRUNCATED: the head is fine, so it is out before the fault shows; the downstream's
+connection must be cut, so that it cannot take the body for whole.
 """
 
 
