@@ -37,6 +37,8 @@ LINGER_S = 1.0
 """After an error answer: how long the downstream may go on sending before the connection is cut. Closing at once would
 reset the connection and could take the answer with it (RFC 9112 §9.6)."""
 DRAIN_IDLE_S = 1.0
+FLUSH_TIMEOUT_S = 300.0
+"""How long a downstream may leave a whole answer unread; as long as a stream may be idle."""
 LARGE_BYTES = 16 * 1024
 """Above this, head and body are written apart: two entries of one writev are cheaper than a copy."""
 
@@ -144,7 +146,7 @@ class DownstreamConnection(asyncio.Protocol):
         if connection is not None:
             connection.resume_reading()
         elif self._mode == _BUSY and not self.stream.is_active:
-            self._take_pending()  # a pipelined request waited for the answers before it to be read
+            self._take_pending()  # requests wait for the answers before them to be read
 
     def data_received(self, data: bytes) -> None:
         mode = self._mode
@@ -305,6 +307,9 @@ class DownstreamConnection(asyncio.Protocol):
             self.transport.abort()
         elif self.stream.is_active:
             self.stream.on_deadline(now)
+        elif self._is_write_paused or self.transport.is_closing():  # nobody takes what we have written
+            self.counters.downstream_cx_idle_timeout += 1
+            reset(self.transport)
         elif self._pending:  # a head that does not come to its end (slow-loris)
             self._refuse(RemoteProtocolError("http1.request_headers_timeout", 408))
         else:
@@ -440,16 +445,21 @@ class DownstreamConnection(asyncio.Protocol):
             return
         self._mode = _READY
         if not self._keeps_alive:
+            self.deadline = now + FLUSH_TIMEOUT_S
             self.transport.close()
             return
         if self._pauses:
             self.resume_body()
+        if self._is_write_paused:
+            # The downstream does not read what it has been given: it gets no more, and its requests wait.
+            self._mode = _BUSY
+            self.deadline = now + FLUSH_TIMEOUT_S
+            return
         if self._pending:
             # Not from within the call that answered the request before: a client that pipelines thousands of
             # requests would nest as deep.
             self._mode = _BUSY
-            if not self._is_write_paused:
-                self.listener.state.loop.call_soon(self._take_pending)
+            self.listener.state.loop.call_soon(self._take_pending)
             return
         idle_timeout_s = self.listener.listener.idle_timeout_s
         self.deadline = now + idle_timeout_s if idle_timeout_s is not None else NEVER
@@ -463,9 +473,16 @@ class DownstreamConnection(asyncio.Protocol):
         if self.transport.is_closing() or self.stream.is_active:
             return
         self._mode = _READY
+        self.resume_body()
         data, self._pending = self._pending, b""
         if data:
             self._read(data)
+        elif self._keeps_alive:
+            idle_timeout_s = self.listener.listener.idle_timeout_s
+            self.deadline = monotonic() + idle_timeout_s if idle_timeout_s is not None else NEVER
+        else:
+            self.deadline = monotonic() + FLUSH_TIMEOUT_S
+            self.transport.close()
 
     def drain(self) -> None:
         """Say goodbye with the next answer. An idle connection gets a moment to ask once more: closing it at once would

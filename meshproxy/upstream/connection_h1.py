@@ -49,6 +49,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_informational_of",
         "_is_head_request",
         "_is_paused",
+        "_is_write_paused",
         "_left",
         "_opened_at",
         "_response",
@@ -69,6 +70,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._chunked: ChunkedReader | None = None
         self._is_head_request = False
         self._is_paused = False
+        self._is_write_paused = False
         self._informational = 0
         self._informational_of = 0
         self._response: ResponseHead | None = None
@@ -118,6 +120,7 @@ class UpstreamConnection(asyncio.Protocol):
             or not response.keeps_alive
             or self._left != _IDLE
             or self._buffer
+            or self._is_write_paused  # it answered without reading the request: it may never read another
             or endpoint.is_removed
             or endpoint.is_ejected
             or self.transport.is_closing()
@@ -187,10 +190,12 @@ class UpstreamConnection(asyncio.Protocol):
         return False  # asyncio closes; connection_lost tells the stream
 
     def pause_writing(self) -> None:
+        self._is_write_paused = True
         if self.stream is not None:
             self.stream.on_upstream_writable(False)
 
     def resume_writing(self) -> None:
+        self._is_write_paused = False
         if self.stream is not None:
             self.stream.on_upstream_writable(True)
 

@@ -8,7 +8,7 @@ import pytest
 
 from meshproxy.control import messages as m
 from tests.support.client import Client, get
-from tests.support.live_worker import LiveWorker
+from tests.support.live_worker import LiveWorker, until
 from tests.support.raw_server import RawServer, Serve, reset, script
 
 OFFER = get("/chat", "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==")
@@ -35,10 +35,7 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 async def nothing_left(live: LiveWorker) -> None:
     """Until both connections of the tunnel are gone."""
-    async with asyncio.timeout(5):
-        runtimes = [listener.runtime for listener in live.worker.listeners.values()]
-        while any(runtime.connections for runtime in runtimes) or live.open_upstreams():
-            await asyncio.sleep(0.01)
+    await until(lambda: not live.open_downstreams() and not live.open_upstreams())
 
 
 async def test_bytes_pass_both_ways_after_the_switch() -> None:

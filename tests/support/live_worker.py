@@ -6,7 +6,7 @@ async with LiveWorker() as worker:
 
 import asyncio
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 from meshproxy.control import messages as m
@@ -58,6 +58,18 @@ class LiveWorker:
     def open_upstreams(self) -> int:
         """Upstream connections, idle or busy."""
         return sum(len(endpoint.connections) for endpoint in self.endpoints())
+
+    def open_downstreams(self) -> int:
+        return sum(len(listener.runtime.connections) for listener in self.worker.listeners.values())
+
+    def buffered(self) -> int:
+        """Bytes that wait in the worker to be written, either way."""
+        transports = [
+            connection.transport
+            for holder in (*(listener.runtime for listener in self.worker.listeners.values()), *self.endpoints())
+            for connection in holder.connections
+        ]
+        return sum(transport.get_write_buffer_size() for transport in transports if not transport.is_closing())
 
     def endpoints(self) -> list[EndpointRuntime]:
         """Of all workloads and clusters."""
@@ -144,6 +156,13 @@ class LiveWorker:
         )
         self.put(m.PutRouteTable(table), m.PutListener(listener), sockets=[sock])
         return port
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
+    """Wait for something that happens on this loop and that nobody announces."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110 - nothing sets an event
+            await asyncio.sleep(0.005)
 
 
 async def exchange(port: int, data: bytes, *, ends: bool = True, timeout_s: float = 5.0) -> bytes:
