@@ -74,6 +74,7 @@ class HttpStream:
         "idle_timeout_s",
         "is_active",
         "is_request_complete",
+        "is_retrying",
         "is_tunnel",
         "listener",
         "peer",
@@ -104,6 +105,8 @@ class HttpStream:
         self.endpoint: EndpointRuntime | None = None
         self.cluster: ClusterRuntime | None = None
         self._retry_handle: Any = None
+        self.is_retrying = False
+        """Counts among the cluster's retries: from the decision until the next one, or the end."""
 
     # ── the request ──
 
@@ -224,12 +227,14 @@ class HttpStream:
         head = self.head
         data = self._request_head(head)
         queue, self.queue = self.queue, None
-        if self.attempt > 1 and self.replay:
+        if self.replay:  # all that has come of the body, whichever attempt this is
             data = b"".join((data, *self.replay))
+            if self.replay_bytes > MAX_REPLAY_BYTES:
+                self.replay = None
+            self.down.resume_body()
         elif queue:
             data = b"".join((data, *queue))
-            if not self.is_request_complete:
-                self.down.resume_body()
+            self.down.resume_body()
         retry = self.route.retry  # type: ignore[union-attr]  # a stream with a connection has a route
         if retry is not None and retry.per_try_timeout_s:
             self.try_timeout_at = monotonic() + retry.per_try_timeout_s
@@ -318,18 +323,25 @@ class HttpStream:
                 data = chunk(data)
             if is_complete:
                 data = data + last_chunk(trailers) if trailers else data + LAST_CHUNK
-        if self.replay is not None and not self.response_started:
-            self._remember(data)
         connection = self.connection
         if connection is not None:
+            if self.replay is not None and not self.response_started:
+                self._remember(data)
             connection.transport.write(data)
             if not is_complete:
                 self.down.deadline = min(self.timeout_at, self.try_timeout_at, monotonic() + self.idle_timeout_s)
         elif self.endpoint is not None or self._retry_handle is not None:
-            if self.queue is None:
-                self.queue = []
-            self.queue.append(data)
-            if sum(map(len, self.queue)) > HIGH_WATER_BYTES:
+            # No connection yet, or none between two attempts: the body waits where the next attempt will find it whole.
+            if self.replay is not None:
+                self.replay.append(data)
+                self.replay_bytes += len(data)
+                waiting = self.replay_bytes
+            else:
+                if self.queue is None:
+                    self.queue = []
+                self.queue.append(data)
+                waiting = sum(map(len, self.queue))
+            if waiting > HIGH_WATER_BYTES and not is_complete:
                 self.down.pause_body()
 
     def _remember(self, data: bytes) -> None:
@@ -485,6 +497,9 @@ class HttpStream:
                 self.flag = ResponseFlag.RETRY_LIMIT.value
                 cluster.counters.upstream_rq_retry_limit_exceeded += 1
             return False
+        if self.is_retrying:  # the retry before this one is over
+            self.is_retrying = False
+            cluster.retries -= 1
         if not cluster.may_retry():
             cluster.counters.upstream_rq_retry_overflow += 1
             return False
@@ -498,6 +513,7 @@ class HttpStream:
             self.tried.add(endpoint)
         self._leave_endpoint()
         cluster.retries += 1
+        self.is_retrying = True
         cluster.counters.upstream_rq_retry += 1
         self.try_timeout_at = NEVER
         self.down.deadline = min(self.timeout_at, monotonic() + self.idle_timeout_s)
@@ -507,8 +523,6 @@ class HttpStream:
 
     def _retry_now(self) -> None:
         self._retry_handle = None
-        if self.cluster is not None:
-            self.cluster.retries -= 1
         if self.is_active:
             self._attempt(monotonic())
 
@@ -557,8 +571,11 @@ class HttpStream:
         endpoint, cluster = self.endpoint, self.cluster
         if cluster is not None:
             cluster.active_requests -= 1
-            if self.attempt > 1 and self.status and self.status < 500:
-                cluster.counters.upstream_rq_retry_success += 1
+            if self.is_retrying:
+                self.is_retrying = False
+                cluster.retries -= 1
+                if self.attempt > 1 and 0 < self.status < 500:
+                    cluster.counters.upstream_rq_retry_success += 1
         listener, peer = self.listener, self.peer
         if endpoint is not None:
             endpoint.active_requests -= 1
@@ -666,8 +683,6 @@ class HttpStream:
         if self._retry_handle is not None:
             self._retry_handle.cancel()
             self._retry_handle = None
-            if self.cluster is not None:
-                self.cluster.retries -= 1
 
     # ── tunnels: Upgrade and CONNECT ──
 

@@ -213,6 +213,8 @@ class TcpSession(asyncio.Protocol):
         upstream = self.upstream
         if upstream is not None and not upstream.transport.is_closing():
             upstream.transport.close() if exc is None else upstream.transport.abort()
+        if upstream is None and self.cluster is not None:
+            self.cluster.forget(self)
         endpoint, self.endpoint = self.endpoint, None
         if endpoint is not None:
             endpoint.active_requests -= 1

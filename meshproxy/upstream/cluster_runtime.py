@@ -86,6 +86,7 @@ class ClusterRuntime:
         "active_requests",
         "balancer",
         "cluster",
+        "connecting",
         "connections",
         "counters",
         "endpoints",
@@ -108,6 +109,7 @@ class ClusterRuntime:
         self.active_requests = 0
         self.connections = 0
         self.retries = 0
+        self.connecting: dict[Waiter, PendingConnect] = {}
         self.pending: deque[tuple[EndpointRuntime, Waiter, Callable[[Any], Any]]] = deque()
         self.is_removed = False
         self.endpoints: dict[str, EndpointRuntime] = {}
@@ -183,7 +185,7 @@ class ClusterRuntime:
 
     def open(self, endpoint: EndpointRuntime, waiter: Waiter, factory: Callable[["EndpointRuntime"], Any]) -> None:
         self.connections += 1
-        PendingConnect(self.state, endpoint, waiter, factory)
+        self.connecting[waiter] = PendingConnect(self.state, endpoint, waiter, factory)
 
     def connection_closed(self) -> None:
         """A connection (or an attempt to make one) is gone: whoever waits for its place gets it."""
@@ -203,7 +205,11 @@ class ClusterRuntime:
         return True
 
     def forget(self, waiter: Waiter) -> None:
-        """The waiter is not interested any more."""
+        """The waiter is not interested any more, and may soon wait for something else."""
+        connecting = self.connecting.pop(waiter, None)
+        if connecting is not None:
+            connecting.abandon()
+            return
         for index, (_, queued, _) in enumerate(self.pending):
             if queued is waiter:
                 del self.pending[index]

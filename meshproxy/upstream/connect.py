@@ -92,7 +92,7 @@ _NO_CERTIFICATES = UpstreamTlsContext(
 class PendingConnect:
     """One attempt to connect, with its deadline. Tells its waiter exactly once, unless the waiter lost interest."""
 
-    __slots__ = ("_endpoint", "_factory", "_state", "_task", "_waiter", "deadline")
+    __slots__ = ("_endpoint", "_factory", "_is_abandoned", "_protocol", "_state", "_task", "_waiter", "deadline")
 
     def __init__(
         self,
@@ -105,6 +105,8 @@ class PendingConnect:
         self._endpoint = endpoint
         self._waiter = waiter
         self._factory = factory
+        self._protocol: Any = None
+        self._is_abandoned = False
         self.deadline = monotonic() + endpoint.cluster.cluster.connect_timeout_s
         state.timed.add(self)
         self._task = state.loop.create_task(self._connect())
@@ -113,12 +115,29 @@ class PendingConnect:
         self.deadline = float("inf")
         self._task.cancel()
 
+    def abandon(self) -> None:
+        """The waiter must not hear of it: by now it may wait for another connection, to somewhere else."""
+        self._is_abandoned = True
+        self._task.cancel()
+        # Not in the task itself: one that is cancelled before it began never runs.
+        self._task.add_done_callback(lambda _: self._give_up())
+
+    def _give_up(self) -> None:
+        self._state.timed.discard(self)
+        transport = self._protocol.transport if self._protocol is not None else None
+        if transport is None:
+            self._endpoint.cluster.connection_closed()
+        else:
+            transport.abort()  # its connection_lost does the rest
+
     async def _connect(self) -> None:
         endpoint = self._endpoint
         cluster = endpoint.cluster
         error: ConnectError
         try:
             connection = await self._open()
+            if connection.transport.is_closing():
+                raise ConnectionAbortedError("closed as soon as it was open")
         except asyncio.CancelledError:
             error = ConnectError("timeout", "connect timeout")
         except ssl.SSLError as problem:
@@ -128,6 +147,9 @@ class PendingConnect:
         except _IdentityRefused as problem:
             error = ConnectError("tls", str(problem))
         else:
+            if self._is_abandoned:
+                return
+            cluster.connecting.pop(self._waiter, None)
             self._state.timed.discard(self)
             endpoint.connections_total += 1
             cluster.counters.upstream_cx_total += 1
@@ -135,11 +157,13 @@ class PendingConnect:
                 self._state.report(cluster.key, endpoint.key, 4)
             self._waiter.on_connected(connection)
             return
-        self._state.timed.discard(self)
+        if self._is_abandoned:
+            return
+        cluster.connecting.pop(self._waiter, None)
         endpoint.connect_failures += 1
         cluster.counters.upstream_cx_connect_fail += 1
         self._state.report(cluster.key, endpoint.key, 2 if error.kind == "timeout" else 1)
-        cluster.connection_closed()
+        self._give_up()
         self._waiter.on_connect_failed(error)
 
     async def _open(self) -> Any:
@@ -149,7 +173,7 @@ class PendingConnect:
             raise _IdentityRefused("mTLS is required and the workload has no certificates")
         loop = self._state.loop
         where = endpoint.endpoint
-        protocol = self._factory(endpoint)
+        protocol = self._protocol = self._factory(endpoint)
         transport: Any
         if tls is not None:
             if endpoint.session is None:

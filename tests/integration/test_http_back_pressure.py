@@ -182,7 +182,7 @@ async def test_a_reader_that_stays_away_is_cut_though_its_answers_are_whole(
         while not live.buffered():
             sent += 1
             await loop.sock_sendall(sock, get())
-            await until(lambda: asked == sent and live.pooled() == 1)
+            await until(lambda sent=sent: asked == sent and live.pooled() == 1)  # type: ignore[misc]
             await asyncio.sleep(0.005)
         await loop.sock_sendall(sock, last)
         await until(lambda: live.open_downstreams() == 0)

@@ -6,7 +6,8 @@ async with LiveWorker() as worker:
 
 import asyncio
 import socket
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 from meshproxy.control import messages as m
@@ -15,7 +16,8 @@ from meshproxy.model.endpoint import Endpoint, LocalityEndpoints
 from meshproxy.model.listener import Direction, Listener, MtlsMode, TcpRoute
 from meshproxy.model.route import Route, RouteTable, VirtualHost, WeightedCluster
 from meshproxy.model.workload import Workload, WorkloadLabels
-from meshproxy.upstream.cluster_runtime import EndpointRuntime
+from meshproxy.telemetry.recorder import HTTP_LABELS, SEPARATOR, TCP_LABELS
+from meshproxy.upstream.cluster_runtime import ClusterRuntime, EndpointRuntime
 from meshproxy.worker.process import Worker
 
 
@@ -23,6 +25,8 @@ class LiveWorker:
     def __init__(self) -> None:
         self._version = 0
         self.applied: list[m.Applied] = []
+        self._requests: Counter[str] = Counter()
+        self._tcp: dict[str, tuple[int, ...]] = {}
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
@@ -71,14 +75,30 @@ class LiveWorker:
         ]
         return sum(transport.get_write_buffer_size() for transport in transports if not transport.is_closing())
 
+    def requests(self, **labels: str) -> int:
+        """Requests that metrics tell of, in all series with these labels."""
+        self._flush()
+        return sum(count for key, count in self._requests.items() if _has(HTTP_LABELS, key, labels))
+
+    def tcp(self, **labels: str) -> tuple[int, ...]:
+        """(opened, closed, sent bytes, received bytes) of all TCP series with these labels."""
+        self._flush()
+        rows = [values for key, values in self._tcp.items() if _has(TCP_LABELS, key, labels)]
+        return tuple(map(sum, zip((0, 0, 0, 0), *rows, strict=True)))
+
+    def _flush(self) -> None:
+        flush = self.worker.state.recorder.flush()
+        for row in flush.http:
+            self._requests[row[0]] += sum(row[1])
+        for key, *values in flush.tcp:
+            self._tcp[key] = tuple(map(sum, zip(self._tcp.get(key, (0, 0, 0, 0)), values, strict=True)))
+
     def endpoints(self) -> list[EndpointRuntime]:
         """Of all workloads and clusters."""
-        return [
-            endpoint
-            for workload in self.worker.workloads.values()
-            for cluster in workload.clusters.values()
-            for endpoint in cluster.endpoints.values()
-        ]
+        return [endpoint for cluster in self.clusters() for endpoint in cluster.endpoints.values()]
+
+    def clusters(self) -> list[ClusterRuntime]:
+        return [cluster for workload in self.worker.workloads.values() for cluster in workload.clusters.values()]
 
     @staticmethod
     def workload(id: str, service_account: str = "default", **labels: str) -> Workload:
@@ -156,6 +176,11 @@ class LiveWorker:
         )
         self.put(m.PutRouteTable(table), m.PutListener(listener), sockets=[sock])
         return port
+
+
+def _has(names: Sequence[str], key: str, labels: Mapping[str, str]) -> bool:
+    values = dict(zip(names, key.split(SEPARATOR), strict=True))
+    return labels.items() <= values.items()
 
 
 async def until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
