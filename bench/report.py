@@ -43,7 +43,12 @@ def document(outcomes: Sequence[Outcome], settings: Settings) -> dict[str, Any]:
 
 
 def markdown(document: dict[str, Any]) -> str:
-    """The table of figures, then the machine; from the same document that --json writes."""
+    """Every figure, every contender's medians, then the machine; from the same document that --json writes."""
+    return "\n\n".join((_figures(document, only_budgets=False), _medians(document), _about(document)))
+
+
+def _figures(document: dict[str, Any], *, only_budgets: bool) -> str:
+    """only_budgets: leave out the figures that nothing is asked of."""
     lines = ["| what | measured | budget |", "|---|---|---|"]
     for case in document["cases"]:
         for figure in case["figures"]:
@@ -52,12 +57,19 @@ def markdown(document: dict[str, Any]) -> str:
                 budget = f"≥ {figure['at_least']:g}"
             elif figure["at_most"] is not None:
                 budget = f"≤ {figure['at_most']:g}"
+            if budget == "–" and only_budgets:
+                continue
             value = _number(figure["value"], figure["unit"])
             mark = "" if figure["keeps_budget"] else " (missed)"
             lines.append(f"| {figure['name']} | {value}{mark} | {budget} |")
-    lines.append("")
-    lines.append("| case | contender | req/s | p50 µs | p99 µs | added p50 µs | CPU µs/request | PSS MiB |")
-    lines.append("|---|---|---|---|---|---|---|---|")
+    return "\n".join(lines)
+
+
+def _medians(document: dict[str, Any]) -> str:
+    lines = [
+        "| case | contender | req/s | p50 µs | p99 µs | added p50 µs | CPU µs/request | PSS MiB |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for case in document["cases"]:
         for name, row in case["medians"].items():
             if "req_s" in row:
@@ -66,27 +78,33 @@ def markdown(document: dict[str, Any]) -> str:
                     for key in ("req_s", "p50_us", "p99_us", "added_p50_us", "cpu_us_per_request", "pss_mib")
                 ]
                 lines.append(f"| {case['case']} | {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _about(document: dict[str, Any]) -> str:
     about = document["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    lines.append("")
-    lines.append(
+    return (
         f"Medians of {document['rounds']} interleaved rounds of {document['seconds']} s; {about['cores']} cores "
         f"({about['cpu']}), Linux {about['kernel']}; throughput: "
         f"proxies on one core, load and origin on another; latency: load on one core, all it calls on another; "
         f"{versions}."
     )
-    return "\n".join(lines)
 
 
 def update_readme(document: dict[str, Any]) -> None:
-    """Replaces what stands between the marks `<!-- bench -->` and `<!-- /bench -->`."""
+    """The figures with a budget go between the marks in the README, everything into docs/benchmarks.md."""
     path = CHECKOUT / "README.md"
     text = path.read_text()
     before, opening, rest = text.partition("<!-- bench -->\n")
     _, closing, after = rest.partition("<!-- /bench -->")
     if not opening or not closing:
         raise BenchError(f"{path} has no <!-- bench --> … <!-- /bench --> marks")
-    path.write_text(before + opening + markdown(document) + "\n" + closing + after)
+    more = "Every contender's medians: [docs/benchmarks.md](docs/benchmarks.md)."
+    short = "\n\n".join((_figures(document, only_budgets=True), _about(document), more))
+    path.write_text(before + opening + short + "\n" + closing + after)
+    head = "# Benchmarks\n\nOne run of `make bench`; what each case does is in `bench/`.\n\n"
+    (CHECKOUT / "docs" / "benchmarks.md").write_text(head + markdown(document) + "\n")
 
 
 def _number(value: float, unit: str) -> str:
