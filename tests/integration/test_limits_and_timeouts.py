@@ -212,46 +212,53 @@ async def test_an_upstream_that_speaks_unasked_loses_its_connection() -> None:
         assert live.worker.state.counters.protocol_errors == {"upstream.unexpected_data": 1}
 
 
+def behind(port: int, wait: asyncio.Event, delay_s: float = 0.0) -> Serve:
+    """Passes everything on to that port, once it may: a handshake that takes its time."""
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await wait.wait()
+        await asyncio.sleep(delay_s)
+        there = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(pump(reader, there[1]), pump(there[0], writer))
+
+    return serve
+
+
 async def test_a_connection_that_came_too_late_serves_no_other_request(tmp_path: Path) -> None:
     """Its request timed out while it was being made; the next request of that downstream is for someone else."""
-    arrived: list[bytes] = []
-    let_in = asyncio.Event()
-    leaf = Authority().leaf()
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    asked = asyncio.Event()
+    Authority().leaf().write(tmp_path)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(tmp_path / "cert-chain.pem", tmp_path / "key.pem")
 
-    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await let_in.wait()
-        await writer.start_tls(server)
-        arrived.append(await reader.readuntil(b"\r\n\r\n"))
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwrong")
+    def says(word: bytes) -> Serve:
+        return script(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n" + word)
 
-    async def right(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        let_in.set()
-        await asyncio.sleep(0.1)  # what is late arrives before what is awaited
-        await writer.start_tls(server)
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nright")
-        await reader.read()
-
-    leaf.write(tmp_path)
-    server.load_cert_chain(tmp_path / "cert-chain.pem", tmp_path / "key.pem")
-    async with RawServer(slow) as a, RawServer(right) as b, LiveWorker() as live:
-        tls = UpstreamTls(mode=TlsMode.SIMPLE, insecure_skip_verify=True)
-        first = live.cluster([("127.0.0.1", a.port)], "outbound|80||first.example", tls=tls)
-        second = live.cluster([("127.0.0.1", b.port)], "outbound|80||second.example", tls=tls)
-        routes = (
-            Route(
-                match=RouteMatch(path=StringMatch(MatchKind.EXACT, "/first")),
-                clusters=(WeightedCluster(cluster_key=first),),
-                timeout_s=0.1,
-            ),
-            *route_to(second),
-        )
+    async with (
+        RawServer(says(b"wrong"), tls) as wrong,
+        RawServer(says(b"right"), tls) as right,
+        RawServer(behind(wrong.port, asked)) as late,
+        RawServer(behind(right.port, asked, 0.2)) as later,
+        LiveWorker() as live,
+    ):
+        origination = UpstreamTls(mode=TlsMode.SIMPLE, insecure_skip_verify=True)
+        first = live.cluster([("127.0.0.1", late.port)], "outbound|80||first.example", tls=origination)
+        second = live.cluster([("127.0.0.1", later.port)], "outbound|80||second.example", tls=origination)
+        match = RouteMatch(path=StringMatch(MatchKind.EXACT, "/first"))
+        weighted = (WeightedCluster(cluster_key=first),)
+        routes = (Route(match=match, clusters=weighted, timeout_s=0.1), *route_to(second))
         async with Client(live.listen(second, routes=routes)) as client:
             assert (await client.ask(get("/first"))).status == 504
             nothing_under_way(live)
-            assert (await client.ask(get("/second"))).body == b"right"
-        assert arrived == []
+            client.send(get("/second"))
+            await until(lambda: later.connections == 1)
+            asked.set()
+            assert (await client.answer()).body == b"right"
 
 
 async def test_a_downstream_that_resets_while_we_connect_leaves_nothing() -> None:
