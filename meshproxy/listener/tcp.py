@@ -287,7 +287,8 @@ class _Detecting(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         self._become(First.OPAQUE)
-        return False
+        protocol = self._transport.get_protocol()
+        return protocol is not self and bool(protocol.eof_received())
 
     def on_deadline(self, now: float) -> None:
         self._become(First.OPAQUE)

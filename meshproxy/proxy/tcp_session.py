@@ -11,11 +11,13 @@ from meshproxy.model.response_flag import ResponseFlag
 from meshproxy.proxy.listener_runtime import ListenerRuntime, PeerContext
 from meshproxy.telemetry.recorder import TcpSeries
 from meshproxy.upstream.cluster_runtime import ClusterRuntime, EndpointRuntime
-from meshproxy.upstream.connect import ConnectError
+from meshproxy.upstream.connect import ConnectError, reset
 from meshproxy.upstream.worker_state import NEVER
 
 HIGH_WATER_BYTES = 256 * 1024
 LOW_WATER_BYTES = 64 * 1024
+FLUSH_TIMEOUT_S = 60.0
+"""How long an upstream may take to read the rest of a session whose downstream has gone."""
 MAX_CONNECT_ATTEMPTS = 3
 """Endpoints tried before the downstream is closed (Envoy tcp_proxy max_connect_attempts is 1; nothing was sent yet, so
 trying the next endpoint is safe)."""
@@ -155,7 +157,7 @@ class TcpSession(asyncio.Protocol):
             self.peer, self.endpoint, self.cluster.cluster if self.cluster is not None else None, flag.value
         )
         self._series.opened += 1
-        self.transport.abort()
+        reset(self.transport)  # an orderly end would say that there was nothing to be had
 
     def touch(self) -> None:
         """There was traffic: the idle clock starts again. Called by the sweep, not per piece of data."""
@@ -187,8 +189,8 @@ class TcpSession(asyncio.Protocol):
         upstream = self.upstream
         if upstream is None:
             return True
-        if upstream.has_eof or not upstream.transport.can_write_eof():
-            upstream.transport.close()
+        if upstream.has_eof:
+            upstream.close()
             return False
         upstream.transport.write_eof()
         return True
@@ -212,7 +214,7 @@ class TcpSession(asyncio.Protocol):
         listener.state.timed.discard(self)
         upstream = self.upstream
         if upstream is not None and not upstream.transport.is_closing():
-            upstream.transport.close() if exc is None else upstream.transport.abort()
+            upstream.close() if exc is None else reset(upstream.transport)
         if upstream is None and self.cluster is not None:
             self.cluster.forget(self)
         endpoint, self.endpoint = self.endpoint, None
@@ -298,7 +300,7 @@ class TcpUpstream(asyncio.Protocol):
     def eof_received(self) -> bool:
         self.has_eof = True
         session = self.session
-        if session._has_eof or not session.transport.can_write_eof():
+        if session._has_eof:
             session.transport.close()
             return False
         session.transport.write_eof()
@@ -312,12 +314,23 @@ class TcpUpstream(asyncio.Protocol):
         if not self.session.transport.is_closing():
             self.session.transport.resume_reading()
 
+    def close(self) -> None:
+        """What is written still goes out, if the upstream takes it in time."""
+        self.deadline = monotonic() + FLUSH_TIMEOUT_S
+        self.session.listener.state.timed.add(self)
+        self.transport.close()
+
+    def on_deadline(self, now: float) -> None:
+        self.deadline = NEVER
+        self.transport.abort()
+
     def connection_lost(self, exc: Exception | None) -> None:
         endpoint = self.endpoint
         endpoint.connections.discard(self)
+        self.session.listener.state.timed.discard(self)
         endpoint.cluster.counters.upstream_cx_active -= 1
         endpoint.cluster.connection_closed()
         transport = self.session.transport
         if transport is not None and not transport.is_closing():
             # A reset is passed on as a reset, an end as an end.
-            transport.close() if exc is None else transport.abort()
+            transport.close() if exc is None else reset(transport)
