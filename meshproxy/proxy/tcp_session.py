@@ -88,8 +88,6 @@ class TcpSession(asyncio.Protocol):
         if self.cluster is None:
             self._refuse(ResponseFlag.NO_CLUSTER)
             return
-        # Nothing is read until there is somewhere to write to: a downstream cannot fill our memory meanwhile.
-        transport.pause_reading()
         self._connect()
 
     def _connect(self) -> None:
@@ -133,7 +131,7 @@ class TcpSession(asyncio.Protocol):
         if self._has_eof:
             upstream.transport.write_eof()
         self.touch()
-        self.transport.resume_reading()
+        self.transport.resume_reading()  # harmless where nothing came early
 
     def on_connect_failed(self, error: ConnectError) -> None:
         endpoint = self.endpoint
@@ -179,7 +177,10 @@ class TcpSession(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         upstream = self.upstream
         if upstream is None:
+            # One read is kept until there is somewhere to write to: a downstream cannot fill our memory meanwhile. (Not
+            # paused in connection_made: uvloop begins to read after it, whatever was said there.)
             self._early.append(data)
+            self.transport.pause_reading()
             return
         self.received += len(data)
         upstream.transport.write(data)

@@ -173,12 +173,17 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         incoming = self._incoming
         if self._is_handshaking:
+            room = MAX_HANDSHAKE_BYTES - self._handshake_bytes
             self._handshake_bytes += len(data)
-            if self._handshake_bytes > MAX_HANDSHAKE_BYTES:
-                self._refuse(HandshakeError("HANDSHAKE_TOO_LARGE", "the peer's handshake exceeds 32 KiB"))
-            elif not self._is_closing:
-                incoming.write(data)
-                self._handshake()
+            if self._is_closing:
+                return
+            incoming.write(data[:room] if len(data) > room else data)
+            self._handshake()
+            if len(data) > room:  # what a client has to say may follow its last flight at once, and be long
+                if self._is_handshaking:
+                    self._refuse(HandshakeError("HANDSHAKE_TOO_LARGE", "the peer's handshake exceeds 32 KiB"))
+                elif not self._is_closing:
+                    self.data_received(data[room:])
             return
         if len(data) > _SLICE_BYTES:
             self._bulk_received(data)

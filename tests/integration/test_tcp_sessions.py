@@ -185,7 +185,7 @@ async def test_a_connect_that_takes_too_long_goes_to_the_next_endpoint() -> None
 
 
 async def test_a_downstream_that_leaves_while_we_connect_leaves_nothing() -> None:
-    """Nothing is read until there is an upstream, so it is seen when connecting ends."""
+    """It need not be seen before connecting ends: what came is not read on until then."""
     with Blackhole() as hole:
         async with LiveWorker() as live:
             async with Client(listen(live, hole.port, connect_timeout_s=0.1)) as client:
@@ -193,6 +193,20 @@ async def test_a_downstream_that_leaves_while_we_connect_leaves_nothing() -> Non
                 client.send(b"x")
                 await reset(client.writer)
             await nothing_left(live)
+
+
+async def test_a_downstream_cannot_fill_our_memory_while_we_connect() -> None:
+    with Blackhole() as hole:
+        async with LiveWorker() as live:
+            async with Client(listen(live, hole.port)) as client:
+                client.send(b"z" * 64 * 1024 * 1024)
+                sizes = [-1, client.writer.transport.get_write_buffer_size()]
+                while sizes[-1] != sizes[-2]:
+                    await asyncio.sleep(0.1)
+                    sizes.append(client.writer.transport.get_write_buffer_size())
+                (listener,) = live.worker.listeners.values()
+                (session,) = listener.runtime.connections
+                assert 0 < sum(map(len, session._early)) <= 512 * 1024
 
 
 @pytest.mark.parametrize("slow", ["downstream", "upstream"])
