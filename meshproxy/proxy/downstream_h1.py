@@ -396,12 +396,16 @@ class DownstreamConnection(asyncio.Protocol):
             extra += b"\r\nconnection: close"
         elif request is not None and request.minor == 0:
             extra += b"\r\nconnection: keep-alive"
+        if status in (204, 304):  # has no body and so no length, whatever the route says
+            body = length = b""
+        else:
+            length = b"\r\ncontent-length: %d" % len(body)
         if body and b"\r\ncontent-type: " not in extra:
             extra += b"\r\ncontent-type: text/plain"
-        head = b"HTTP/1.1 %d %b\r\ncontent-length: %d\r\nserver: meshproxy%b%b\r\n\r\n" % (
+        head = b"HTTP/1.1 %d %b%b\r\nserver: meshproxy%b%b\r\n\r\n" % (
             status,
             reason_phrase(status),
-            len(body),
+            length,
             reply.extra,
             extra,
         )

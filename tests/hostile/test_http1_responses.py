@@ -1,14 +1,18 @@
 """A hostile upstream: the downstream gets an honest answer, and the connection that lied is not used again."""
 
+import asyncio
 import re
 
 import pytest
 
 from tests.hostile.http1_responses import MALFORMED, TRUNCATED
+from tests.support.client import Client, post
 from tests.support.live_worker import LiveWorker, exchange
 from tests.support.origin import Origin, ScriptedOrigin
+from tests.support.raw_server import RawServer
 
 REQUEST = b"POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 0\r\n\r\n"
+GOOD = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n/path"
 
 
 @pytest.mark.parametrize(("name", "script"), MALFORMED, ids=[case[0] for case in MALFORMED])
@@ -53,3 +57,34 @@ async def test_each_request_gets_its_own_answer_after_a_bad_one() -> None:
         assert [int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3}) ", answer)] == [502, 200]
         assert answer.endswith(b"good")
         assert origin.connections == 2
+
+
+NEEDS_MORE = frozenset({"close_at_once", "close_in_status_line", "close_in_fields", "close_before_end_of_head"})
+"""What has come could still become a response: only its end shows that it will not."""
+
+
+@pytest.mark.parametrize(("name", "bad"), MALFORMED, ids=[case[0] for case in MALFORMED])
+async def test_a_connection_that_lied_once_is_replaced_though_the_upstream_would_keep_it(name: str, bad: bytes) -> None:
+    """Good answer, bad answer, good answer: the third comes over another connection and is the third request's own."""
+    connections = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        for answer in (GOOD, bad) if connections == 1 else (GOOD, GOOD):
+            head = await reader.readuntil(b"\r\n\r\n")
+            path = head.split(b" ", 2)[1]
+            writer.write(answer.replace(b"/path", path))
+        if connections > 1 or name not in NEEDS_MORE:
+            await reader.read()
+
+    async with RawServer(serve) as upstream, LiveWorker() as live:
+        port = live.listen(live.cluster([("127.0.0.1", upstream.port)]))
+        async with Client(port) as client:
+            assert (await client.ask(post(b"", path="/aaaa"))).body == b"/aaaa"
+            answer = await client.ask(post(b"", path="/bbbb"))
+            assert answer.status in (502, 503)
+            assert (await client.ask(post(b"", path="/cccc"))).body == b"/cccc"
+        assert connections == 2
+        assert live.pooled() == 1
+        assert live.requests(response_code=str(answer.status)) == 1

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from meshproxy.model.cluster import CircuitLimits, TlsMode, UpstreamTls
-from meshproxy.model.route import MatchKind, Route, RouteMatch, StringMatch, WeightedCluster
+from meshproxy.model.route import DirectResponse, MatchKind, Route, RouteMatch, StringMatch, WeightedCluster
 from tests.support.certificates import Authority
 from tests.support.client import Client, get, post
 from tests.support.live_worker import LiveWorker, until
@@ -422,6 +422,16 @@ async def test_head_of_an_answer_of_our_own_says_the_length_and_has_no_body() ->
         for _ in range(2):
             answer = await client.ask(get(method="HEAD"), "HEAD")
             assert (answer.header(b"content-length"), answer.body) == (b"19", b"")
+
+
+@pytest.mark.parametrize("status", [204, 304])
+async def test_a_direct_response_that_has_no_body_is_given_none(status: int) -> None:
+    async with LiveWorker() as live:
+        routes = (Route(direct_response=DirectResponse(status=status, body=b"HTTP/1.1 200 OK")),)
+        async with Client(live.listen("none", routes=routes)) as client:
+            for _ in range(3):
+                answer = await client.ask(get())
+                assert (answer.status, answer.body, answer.header(b"content-length")) == (status, b"", None)
 
 
 async def test_no_route_is_404() -> None:
