@@ -426,3 +426,55 @@ async def test_tcp_inside_mtls_keeps_halves_and_names(authority: Authority) -> N
             500_005,
             500_000,
         )
+
+
+@pytest.mark.parametrize("slow", ["downstream", "upstream"])
+async def test_a_slow_reader_stops_the_fast_writer_through_two_proxies(slow: str, authority: Authority) -> None:
+    size = 64 * 1024 * 1024
+    moved = 0
+    reads = asyncio.Event()
+
+    async def pour(writer: asyncio.StreamWriter) -> None:
+        nonlocal moved
+        while moved < size:
+            writer.write(b"z" * 65536)
+            await writer.drain()
+            moved += 65536
+
+    async def take(reader: asyncio.StreamReader) -> None:
+        await reads.wait()
+        for _ in range(size // 65536):
+            await reader.readexactly(65536)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        if slow == "downstream":
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size)
+            await pour(writer)
+        else:
+            await take(reader)
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        await reader.read()
+
+    async with RawServer(serve) as app, LiveWorker() as live:
+        there = inbound(live, app.port, authority)
+        give(live, "default/app1", authority.leaf("default", "app1"), "app1")
+        async with Client(outbound(live, there, "default/app1")) as client:
+            client.send(get("/", f"Content-Length: {size if slow == 'upstream' else 0}", method="POST"))
+            sending = asyncio.ensure_future(pour(client.writer)) if slow == "upstream" else None
+            before, still, most = -1, 0, 0
+            while still < 40:
+                await asyncio.sleep(0.005)
+                most = max(most, live.buffered())
+                still = still + 1 if moved == before else 0
+                before = moved
+            assert 0 < moved < size / 2
+            assert most <= 2 * 1024 * 1024  # two proxies, watermark and one read each way
+            reads.set()
+            async with asyncio.timeout(20):
+                if sending is None:
+                    await client.reader.readuntil(b"\r\n\r\n")
+                    await take(client.reader)
+                else:
+                    await sending
+                    assert (await client.answer()).body == b"ok"
