@@ -245,8 +245,6 @@ class HttpStream:
         route: Any = self.route
         target: Any = self.target
         path, block = head.path, head.block
-        if route.rewrite is not None or route.request_ops is not None or target.request_ops is not None:
-            path, block = self._rewritten(head, route, target)
         listener = self.listener
         cached = route.suffix
         if cached is None or cached[0] is not listener:
@@ -257,13 +255,17 @@ class HttpStream:
         suffix = cached[1]
         if not head.is_plain or self.attempt > 1 or listener.is_gateway or self.peer.xfcc:
             block, suffix = self._special(head, block, suffix)
-        if head.has_request_id:
-            return b"%b %b HTTP/1.1%b%b\r\n\r\n" % (head.method, path, block, suffix)
-        # Given once, so that every attempt and both access-log lines of a hop say the same id.
-        head.has_request_id = True
-        request_id = self.state.request_id()
-        head.block += b"\r\nx-request-id: " + request_id
-        return b"%b %b HTTP/1.1%b%b\r\nx-request-id: %b\r\n\r\n" % (head.method, path, block, suffix, request_id)
+        if not head.has_request_id:
+            # Given once, so that every attempt and both access-log lines of a hop say the same id.
+            head.has_request_id = True
+            request_id = b"\r\nx-request-id: " + self.state.request_id()
+            head.block += request_id
+            suffix += request_id
+        if route.rewrite is not None or route.request_ops is not None or target.request_ops is not None:
+            # Last, so that a route has its say about what the proxy adds, too.
+            path, block = self._rewritten(head, block + suffix, route, target)
+            suffix = b""
+        return b"%b %b HTTP/1.1%b%b\r\n\r\n" % (head.method, path, block, suffix)
 
     def _special(self, head: RequestHead, block: bytes, suffix: bytes) -> tuple[bytes, bytes]:
         """Block and suffix of a request that has more to it than the usual fields."""
@@ -286,8 +288,11 @@ class HttpStream:
             suffix += b"\r\nconnection: upgrade\r\nupgrade: " + head.upgrade
         return block, suffix
 
-    def _rewritten(self, head: RequestHead, route: CompiledRoute, target: CompiledCluster) -> tuple[bytes, bytes]:
-        path, block = head.path, head.block
+    def _rewritten(
+        self, head: RequestHead, block: bytes, route: CompiledRoute, target: CompiledCluster
+    ) -> tuple[bytes, bytes]:
+        """Path and block after the route's and the destination's operations on `block`."""
+        path = head.path
         authority: bytes | None = None
         for ops in (target.request_ops, route.request_ops):
             if ops is not None:
@@ -380,6 +385,8 @@ class HttpStream:
         extra = b"\r\nx-envoy-upstream-service-time: %d" % took_ms
         target: Any = self.target
         if route.response_ops is not None or target.response_ops is not None:
+            head.block += extra
+            extra = b""
             self._rewrite_response(head)
         if status == 101:
             self._start_tunnel(head, extra)

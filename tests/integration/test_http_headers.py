@@ -132,3 +132,46 @@ async def test_every_answer_of_an_upstream_tells_its_time_once(direction: Direct
         port = live.listen(live.cluster([("127.0.0.1", origin.port)]), direction=direction)
         async with Client(port) as client:
             assert int((await client.ask(get())).header(b"x-envoy-upstream-service-time") or b"-1") >= 0
+
+
+# ── what the proxy adds is there before the route's operations, as in Envoy ──
+
+
+@pytest.mark.parametrize("attempts", [0, 1])
+async def test_a_route_may_replace_and_remove_what_the_proxy_adds_to_a_request(attempts: int) -> None:
+    ops = HeaderOps(set=(("x-forwarded-proto", "https"), ("x-request-id", "fixed")), remove=("x-envoy-attempt-count",))
+    retry = RetryPolicy(attempts=attempts, on=frozenset({"5xx"}), base_interval_s=0.0)
+    async with Origin(lambda seen: b"HTTP/1.1 503 X\r\nContent-Length: 0\r\n\r\n") as origin, LiveWorker() as live:
+        cluster = live.cluster([("127.0.0.1", origin.port)])
+        async with Client(live.listen(cluster, routes=(to(cluster, retry=retry, request_headers=ops),))) as client:
+            await client.ask(get())
+            await client.ask(get("/", "X-Request-Id: own", "X-Forwarded-Proto: http"))
+            await client.ask(get("/", "Transfer-Encoding: chunked", "TE: trailers", method="PUT") + b"0\r\n\r\n")
+        assert len(origin.requests) == 3 * (1 + attempts)
+        for seen in origin.requests:
+            assert values(seen.headers, b"x-forwarded-proto") == [b"https"]
+            assert values(seen.headers, b"x-request-id") == [b"fixed"]
+            assert seen.header(b"x-envoy-attempt-count") is None
+        assert values(origin.requests[-1].headers, b"te") == [b"trailers"]
+
+
+async def test_a_destinations_operations_see_what_the_proxy_adds_too() -> None:
+    request = HeaderOps(remove=("x-request-id",), set=(("x-forwarded-proto", "https"),))
+    response = HeaderOps(remove=("x-envoy-upstream-service-time",))
+    async with Origin() as origin, LiveWorker() as live:
+        cluster = live.cluster([("127.0.0.1", origin.port)])
+        async with Client(live.listen(cluster, routes=(to(cluster, request=request, response=response),))) as client:
+            got = await client.ask(get())
+        assert origin.requests[0].header(b"x-request-id") is None
+        assert values(origin.requests[0].headers, b"x-forwarded-proto") == [b"https"]
+        assert (got.header(b"x-envoy-upstream-service-time"), got.body) == (None, b"ok")
+
+
+async def test_a_route_may_take_the_upstreams_time_out_of_an_answer() -> None:
+    ops = HeaderOps(remove=("x-envoy-upstream-service-time",))
+    async with Origin() as origin, LiveWorker() as live:
+        cluster = live.cluster([("127.0.0.1", origin.port)])
+        async with Client(live.listen(cluster, routes=(to(cluster, response_headers=ops),))) as client:
+            for _ in range(2):
+                got = await client.ask(get())
+                assert (got.header(b"x-envoy-upstream-service-time"), got.body) == (None, b"ok")
