@@ -478,3 +478,30 @@ async def test_a_slow_reader_stops_the_fast_writer_through_two_proxies(slow: str
                 else:
                     await sending
                     assert (await client.answer()).body == b"ok"
+
+
+@pytest.mark.parametrize("says_goodbye", [True, False])
+async def test_a_body_until_close_is_whole_only_with_a_goodbye(
+    says_goodbye: bool, authority: Authority, tmp_path: Path
+) -> None:
+    """Without close_notify anyone on the way could have cut it (RFC 8446 §6.1)."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\nabc")
+        await writer.drain()
+        await asyncio.sleep(0.02)
+        if not says_goodbye:
+            writer.transport.abort()
+
+    authority.leaf("default", "rsu").write(tmp_path)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(tmp_path / "cert-chain.pem", tmp_path / "key.pem")
+    async with RawServer(serve, tls) as server, LiveWorker() as live:
+        give(live, "default/app1", authority.leaf("default", "app1"), "app1")
+        async with Client(outbound(live, server.port, "default/app1")) as client:
+            if says_goodbye:
+                assert (await client.ask(get())).body == b"abc"
+            else:
+                with pytest.raises(Cut):
+                    await client.ask(get())
