@@ -228,6 +228,7 @@ class TcpSession(asyncio.Protocol):
             series.sent_bytes += upstream.moved if upstream is not None else 0
         if listener.state.access_log is not None:
             self._log(endpoint)
+        self.upstream = None  # each names the other: without this only the collector would free them
 
     def drain(self) -> None:
         """TCP has no way to say goodbye: the session goes on until the drain's deadline."""
