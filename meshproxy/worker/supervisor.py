@@ -136,6 +136,7 @@ class Supervisor:
         kept = [(address, slot, sock) for address, by_slot in self._kept.items() for slot, sock in by_slot.items()]
 
         def run() -> int:
+            ours.close()  # or the end of the supervisor would never be seen on theirs
             self._close_all_but(theirs, *(sock for _, _, sock in kept), keeps_last_good=True)
             return self._run_control(self._settings, theirs, kept, self._last_good)
 
@@ -152,6 +153,7 @@ class Supervisor:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
         def run() -> int:
+            ours.close()
             self._close_all_but(theirs)
             log.configure(f"worker-{slot}", self._settings.log_level)
             self._run_worker(theirs, slot)
