@@ -23,6 +23,10 @@ def _nobody(now: float) -> EndpointState | None:
     return None
 
 
+def _ignore() -> None:
+    pass
+
+
 class ClusterBalancer:
     """`pick(now)` gives an endpoint, or None where nobody can serve.
 
@@ -30,7 +34,7 @@ class ClusterBalancer:
     method, so the plain case costs one call. Read it anew for each request: health changes replace it.
     """
 
-    __slots__ = ("_choices", "_draw", "_groups", "_lb", "_localities", "_policies", "loads", "pick")
+    __slots__ = ("_choices", "_draw", "_groups", "_lb", "_localities", "_policies", "loads", "on_panic_pick", "pick")
 
     def __init__(self, lb: LbPolicy, groups: Sequence[Group], draw: Callable[[], float], now: float) -> None:
         """draw: uniform in [0, 1)."""
@@ -44,6 +48,8 @@ class ClusterBalancer:
         """By priority, highest first."""
         self.loads = PriorityLoads((), (), ())
         self.pick: Pick = _nobody
+        self.on_panic_pick: Callable[[], None] = _ignore
+        """Called for each pick made among all endpoints because too few were healthy."""
         self.update(lb, groups, now)
 
     def update(self, lb: LbPolicy, groups: Sequence[Group], now: float) -> None:
@@ -88,7 +94,8 @@ class ClusterBalancer:
                 lists = [group[3] for group in groups] if panics else [pair[which] for pair in found]
                 state = "all" if panics else ("healthy", "degraded")[which]
                 so_far += percent
-                choices.append((so_far, self._choice(groups, lists, state, policies, localities, now)))
+                choice = self._choice(groups, lists, state, policies, localities, now)
+                choices.append((so_far, self._counted(choice) if panics else choice))
         self._policies, self._localities, self._choices = policies, localities, choices
         if len(choices) > 1:
             self.pick = self._pick
@@ -123,6 +130,13 @@ class ClusterBalancer:
                 return choice.pick
         everyone = lists[0] if len(lists) == 1 else [endpoint for endpoints in lists for endpoint in endpoints]
         return self._policy((priority, None, state), everyone, policies, now).pick
+
+    def _counted(self, pick: Pick) -> Pick:
+        def counted(now: float) -> EndpointState | None:
+            self.on_panic_pick()
+            return pick(now)
+
+        return counted
 
     def _policy(
         self, place: _Place, endpoints: Sequence[EndpointState], policies: dict[_Place, Policy], now: float

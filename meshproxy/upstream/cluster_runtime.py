@@ -226,6 +226,9 @@ class ClusterRuntime:
     def pick_avoiding(self, now: float, tried: Container[EndpointState]) -> EndpointState | None:
         return self.balancer.pick_avoiding(now, tried)
 
+    def count_panic(self) -> None:
+        self.counters.lb_healthy_panic += 1
+
     def remove(self) -> None:
         self.is_removed = True
         for runtime in self.endpoints.values():
@@ -317,6 +320,7 @@ class ClusterUpdate:
         groups = [(*place, members) for place, members in self._groups.items()]
         if before is None:
             runtime.balancer = ClusterBalancer(cluster.lb, groups, runtime.state.draw, now)
+            runtime.balancer.on_panic_pick = runtime.count_panic
         else:
             runtime.balancer.update(cluster.lb, groups, now)
 
