@@ -13,6 +13,8 @@ from meshproxy.telemetry.access_log import AccessLog
 from meshproxy.telemetry.recorder import ProcessCounters, Recorder
 
 SWEEP_INTERVAL_S = 0.1
+MIN_SWEEP_GAP_S = 0.01
+"""Between two sweeps, however many deadlines lie close together: how late a deadline may be met."""
 NEVER = float("inf")
 
 
@@ -70,11 +72,19 @@ class WorkerState:
         results, self._results = self._results, []
         self.send_results(results)
 
-    def sweep(self, now: float) -> None:
-        """Runs every SWEEP_INTERVAL_S; 5,000 idle connections cost about 150 µs."""
-        late = [timed for timed in self.timed if timed.deadline <= now]
-        for timed in late:
-            timed.on_deadline(now)
+    def sweep(self, now: float) -> float:
+        """Call those whose deadline has passed; when to sweep again: at the next deadline, SWEEP_INTERVAL_S at most.
+
+        A deadline shorter than that, set after this sweep, waits for the next one. 5,000 idle connections cost 150 µs.
+        """
+        next_at = now + SWEEP_INTERVAL_S
+        for timed in [timed for timed in self.timed if timed.deadline <= next_at]:
+            deadline = timed.deadline
+            if deadline <= now:
+                timed.on_deadline(now)
+            elif deadline < next_at:
+                next_at = deadline
+        return max(next_at, now + MIN_SWEEP_GAP_S)
 
     def request_id(self) -> bytes:
         """A UUID (version 4): 80 random bits, drawn anew every 1,024 ids, and a count that starts at random.

@@ -30,7 +30,8 @@ from meshproxy.telemetry.access_log import AccessLog
 from meshproxy.telemetry.recorder import Recorder
 from meshproxy.tls.context import Bundle
 from meshproxy.upstream.cluster_runtime import ClusterRuntime, ClusterUpdate, WorkloadRuntime
-from meshproxy.upstream.worker_state import SWEEP_INTERVAL_S, WorkerState
+from meshproxy.upstream.worker_state import MIN_SWEEP_GAP_S, SWEEP_INTERVAL_S, WorkerState
+from meshproxy.worker.stall_watch import StallWatch
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +64,10 @@ class Worker:
         self._began_at = 0.0
         self._stall_s = 0.0
         self._drain_deadline: float | None = None
-        self._swept_at = monotonic()
-        self._ticks = 0
+        self._due_at = monotonic() + SWEEP_INTERVAL_S
+        self._second_at = 0.0
+        self._lets_pass = False
+        self.stall_watch: StallWatch | None = None
         self._counts: dict[tuple[str, str], tuple[int, int]] = {}
         self.stopped: asyncio.Future[None] = loop.create_future()
         self.channel = WorkerChannel(sock, loop, self.on_message, self._on_closed)
@@ -315,22 +318,33 @@ class Worker:
 
     def _tick(self) -> None:
         now = monotonic()
-        late_s = now - self._swept_at - SWEEP_INTERVAL_S
+        late_s = now - self._due_at
         counters = self.state.counters
         if late_s > counters.loop_stall_max_s:
             counters.loop_stall_max_s = late_s
-        if late_s > STALL_S:
+        is_stall = late_s > STALL_S
+        if is_stall:
             counters.loop_stall_total_s += late_s
-            log.warning("the loop was held for %d ms", late_s * 1000)
-        self._swept_at = now
-        self.state.sweep(now)
-        self._ticks += 1
+            where = self.stall_watch.take() if self.stall_watch is not None else ""
+            log.warning("the loop was held for %d ms%s", late_s * 1000, f" in {where}" if where else "")
+        if is_stall and not self._lets_pass:
+            # Answers that came meanwhile wait in their sockets: who was late was this process. They are read first, or
+            # every request in flight would time out, and its endpoint be ejected for it.
+            self._lets_pass = True
+            self._due_at = now + MIN_SWEEP_GAP_S
+        else:
+            self._lets_pass = False
+            self._due_at = self.state.sweep(now)
         self._flush_access_log()
-        if self._ticks % 10 == 0:
+        if now >= self._second_at:
+            self._second_at = now + 1.0
             self._every_second()
         if self._drain_deadline is not None:
             self._check_drained(now)
-        self.timer = self.loop.call_later(SWEEP_INTERVAL_S, self._tick)
+        delay_s = max(self._due_at - monotonic(), 0.0)
+        if self.stall_watch is not None:
+            self.stall_watch.expect(delay_s + STALL_S)
+        self.timer = self.loop.call_later(delay_s, self._tick)
 
     def _flush_access_log(self) -> None:
         access_log = self.state.access_log
@@ -421,6 +435,7 @@ def main(channel_socket: socket.socket, slot: int) -> None:
     # Connections make few cycles (each breaks its own on close); the default threshold walks the heap far too often.
     gc.set_threshold(20_000, 20, 100)
     worker = Worker(loop, channel_socket)
+    worker.stall_watch = StallWatch()
     try:
         loop.run_until_complete(worker.stopped)
     finally:
