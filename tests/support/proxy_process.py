@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
@@ -35,17 +35,21 @@ class ProxyProcess:
         configuration: Path | None = None,
         environment: Mapping[str, str] | None = None,
         module: str = "tests.support.stub_worker",
+        prefix: Sequence[str] = (),
+        stdout: int | None = None,
     ) -> None:
+        """prefix: a command that runs the proxy, as `ip netns exec NAME`. stdout: a descriptor; None: the tests' own."""
         self.directory = directory
         self.ports_file = directory / "ports.json"
         self.lines: list[str] = []
         self._new: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self.process = subprocess.Popen(
             [
-                *(sys.executable, "-m", module, "run", "-c", str(configuration or directory / "conf")),
+                *(*prefix, sys.executable, "-m", module, "run", "-c", str(configuration or directory / "conf")),
                 *("--admin", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--ready", "127.0.0.1:0"),
                 *("--ports-file", str(self.ports_file), "--drain-time", "2", *flags),
             ],
+            stdout=stdout,
             stderr=subprocess.PIPE,
             text=True,
             cwd=Path(__file__).parents[2],
@@ -65,6 +69,9 @@ class ProxyProcess:
             self.process.wait(PATIENCE_S)
         self.process.kill()
         self._reader.join(PATIENCE_S)
+        with contextlib.suppress(queue.Empty):
+            while (line := self._new.get_nowait()) is not None:
+                self.lines.append(line)
         if error is not None:
             print("".join(self.lines), file=sys.stderr)
         assert not any("Traceback" in line for line in self.lines), "".join(self.lines)
