@@ -209,6 +209,13 @@ _SETTINGS = (
         help="how long SIGTERM waits for what is in flight (5)",
     ),
     _Setting(
+        flag="--idle-timeout",
+        field="idle_timeout_s",
+        metavar="SECONDS",
+        parse=_seconds,
+        help="when a downstream connection on which nothing moves is closed, 0 for never (3600)",
+    ),
+    _Setting(
         flag="--ports-file",
         field="ports_file",
         metavar="FILE",

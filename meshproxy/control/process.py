@@ -110,6 +110,7 @@ class Control:
                 trust_domain=settings.trust_domain,
                 root_namespace=settings.root_namespace,
                 access_log=settings.access_log,
+                idle_timeout_s=settings.idle_timeout_s or None,
             ),
             self.sockets,
             self.fleet,

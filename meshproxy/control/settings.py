@@ -43,6 +43,8 @@ class Settings:
     """None: Istio's."""
     drain_time_s: float = 5.0
     """Istio's terminationDrainDuration: how long a drain waits for what is in flight."""
+    idle_timeout_s: float = 3600.0
+    """Of downstream connections on which nothing moves; 0: never."""
     ports_file: str | None = None
     """Where the chosen admin, metrics and ready ports are written as JSON, once they are bound."""
 

@@ -137,6 +137,7 @@ class _Builder:
             protocol=protocol,
             tls=tls,
             route_table=bind.name if protocol.is_http else None,
+            idle_timeout_s=self._listeners.idle_timeout_s,
             source=gateway.source,
         )
         empty = RouteTable(name=bind.name, virtual_hosts=()) if protocol.is_http else None

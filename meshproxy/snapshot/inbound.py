@@ -192,6 +192,7 @@ class Inbound:
                 mtls=ingress.mtls,
                 route_table=table.name if table is not None else None,
                 tcp_routes=() if protocol.is_http else (TcpRoute(clusters=target),),
+                idle_timeout_s=self._listeners.idle_timeout_s,
                 source=ingress.sidecar.source,
             ),
             table,

@@ -48,6 +48,8 @@ class Listeners:
     """What will listen, and the route tables it serves."""
 
     findings: Findings
+    idle_timeout_s: float | None = 3600.0
+    """Of every downstream connection; None: never."""
     by_name: dict[str, Listener] = field(default_factory=dict)
     route_tables: dict[str, RouteTable] = field(default_factory=dict)
 

@@ -136,6 +136,7 @@ class Outbound:
             protocol=protocol,
             route_table=bind.name if hosts is not None else None,
             tcp_routes=tcp_routes,
+            idle_timeout_s=self._listeners.idle_timeout_s,
             source=sidecar.source,
         )
         self._listeners.add(listener, hosts.table(bind.name) if hosts is not None else None)

@@ -44,6 +44,8 @@ class ProxyContext:
     trust_domain: str = "cluster.local"
     root_namespace: str = "istio-system"
     access_log: AccessLogPolicy | None = None
+    idle_timeout_s: float | None = 3600.0
+    """Of downstream connections; None: never."""
 
 
 def translate(
@@ -96,7 +98,7 @@ def translate(
     rules = DestinationRules(of(_NETWORKING, "DestinationRule"), services, context.root_namespace, findings)
     virtual_services = VirtualServices(of(_NETWORKING, "VirtualService"), services, findings)
 
-    listeners = Listeners(findings)
+    listeners = Listeners(findings, context.idle_timeout_s)
     inbound = Inbound(workloads, peer_authentications, listeners, findings)
     clusters = OutboundClusters(services, rules, peer_authentications, workloads, inbound.own_ports(), findings)
     inbound.add(services.all, clusters)

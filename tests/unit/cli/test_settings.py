@@ -28,6 +28,7 @@ def test_defaults_are_istios_ports_and_one_worker() -> None:
     )
     assert defaults.workers == 1
     assert defaults.drain_time_s == 5.0
+    assert defaults.idle_timeout_s == 3600.0
     assert defaults.config_paths == ("/",)
 
 
@@ -51,6 +52,7 @@ def test_every_flag_has_a_variable() -> None:
         MESHPROXY_NODE_ID="node",
         MESHPROXY_LOG_LEVEL="DEBUG",
         MESHPROXY_DRAIN_TIME="2.5s",
+        MESHPROXY_IDLE_TIMEOUT="60",
         MESHPROXY_ACCESS_LOG="/dev/stdout",
         MESHPROXY_ACCESS_LOG_ENCODING="JSON",
         MESHPROXY_ACCESS_LOG_FORMAT="%PROTOCOL%",
@@ -70,6 +72,7 @@ def test_every_flag_has_a_variable() -> None:
         node_id="node",
         log_level="debug",
         drain_time_s=2.5,
+        idle_timeout_s=60.0,
         access_log_file="/dev/stdout",
         access_log_encoding="json",
         access_log_format="%PROTOCOL%",
