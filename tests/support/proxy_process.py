@@ -38,7 +38,7 @@ class ProxyProcess:
         prefix: Sequence[str] = (),
         stdout: int | None = None,
     ) -> None:
-        """prefix: a command that runs the proxy, as `ip netns exec NAME`. stdout: a descriptor; None: the tests' own."""
+        """prefix: a command that runs the proxy, as `ip netns exec NAME`. stdout: a descriptor; None: ours."""
         self.directory = directory
         self.ports_file = directory / "ports.json"
         self.lines: list[str] = []
