@@ -30,7 +30,7 @@ class StubWorker:
         self.loop = asyncio.get_running_loop()
         self.slot = slot
         self.version = ""
-        self.listening: dict[str, tuple[socket.socket, asyncio.Task[None]]] = {}
+        self.listening: dict[str, socket.socket] = {}
         self.staged: list[PutListener | Remove] = []
         self.descriptors: dict[str, int] = {}
         self.endpoints: dict[str, list[str]] = {}
@@ -60,8 +60,8 @@ class StubWorker:
             case Commit():
                 self.commit(message.version)
             case Drain():
-                for _, task in self.listening.values():
-                    task.cancel()
+                for sock in self.listening.values():
+                    self.loop.remove_reader(sock)
                 if message.exits:
                     self.channel.send(Drained())
                     self.done.set()
@@ -75,23 +75,28 @@ class StubWorker:
                 os.close(self.descriptors.pop(change.listener.name))
             else:
                 sock = socket.socket(fileno=self.descriptors.pop(change.listener.name))
-                self.listening[change.listener.name] = sock, self.loop.create_task(self.serve(sock))
+                sock.setblocking(False)
+                self.listening[change.listener.name] = sock
+                self.loop.add_reader(sock, self.serve, sock)
         self.staged.clear()
         self.version = version
         self.channel.send(Applied(version, 0.0, 0.0))
 
     def close(self, name: str) -> None:
         if name in self.listening:
-            sock, task = self.listening.pop(name)
-            task.cancel()
+            sock = self.listening.pop(name)
+            self.loop.remove_reader(sock)
             sock.close()
 
-    async def serve(self, sock: socket.socket) -> None:
-        while True:
-            connection, _ = await self.loop.sock_accept(sock)
+    def serve(self, sock: socket.socket) -> None:
+        """One connection is waiting: say who we are. A line fits into any socket's buffer."""
+        try:
+            connection, _ = sock.accept()
+        except OSError:
+            return  # it left again
+        with connection:
             line = json.dumps({"pid": os.getpid(), "slot": self.slot, "version": self.version}) + "\n"
-            await self.loop.sock_sendall(connection, line.encode())
-            connection.close()
+            connection.send(line.encode())
 
 
 def main(sock: socket.socket, slot: int) -> None:
