@@ -18,10 +18,11 @@ from typing import Any
 
 from meshproxy.listener.detect import LONGEST_NEEDED_BYTES, First, detect, is_tls
 from meshproxy.model.cluster import Protocol
-from meshproxy.model.listener import Listener, MtlsMode, ServerTlsMode, TcpRoute
+from meshproxy.model.listener import MtlsMode, ServerTlsMode
 from meshproxy.proxy.downstream_h1 import DownstreamConnection
 from meshproxy.proxy.listener_runtime import ListenerRuntime, PeerContext
 from meshproxy.proxy.tcp_session import TcpSession
+from meshproxy.route.l4 import L4Route, L4Table
 from meshproxy.tls.client_hello import ClientHello, Verdict, parse_client_hello
 from meshproxy.tls.transport import HandshakeError, accept_tls
 from meshproxy.upstream.worker_state import NEVER
@@ -40,12 +41,13 @@ _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 class TcpListener:
     """Accepts until closed. The socket is ours; control keeps a copy, so a successor finds the same queue."""
 
-    __slots__ = ("_is_accepting", "_pending", "_sock", "runtime")
+    __slots__ = ("_is_accepting", "_pending", "_sock", "l4", "runtime")
 
     def __init__(self, sock: socket.socket, runtime: ListenerRuntime) -> None:
         sock.setblocking(False)
         self._sock = sock
         self.runtime = runtime
+        self.l4 = L4Table(runtime.listener.tcp_routes)
         self._is_accepting = False
         self._pending: set[asyncio.Task[None]] = set()
         self._resume()
@@ -130,7 +132,7 @@ class TcpListener:
         if hello is Verdict.NEED_MORE and not is_late:
             return False
         name = hello.server_name if isinstance(hello, ClientHello) else None
-        route = _sni_route(self.runtime.listener, name or "")
+        route = self.l4.find_by_name(_ip(connection.getsockname()), name or "")
         if route is None:
             self.runtime.counters.no_filter_chain_match += 1
             _reset(connection)
@@ -148,7 +150,7 @@ class TcpListener:
         elif protocol is Protocol.AUTO:
             factory = lambda: _Detecting(self, peer)  # noqa: E731
         else:
-            route = _plain_route(runtime.listener)
+            route = self.l4.find(_ip(connection.getsockname()))
             if route is None:
                 runtime.counters.no_filter_chain_match += 1
                 _reset(connection)
@@ -156,8 +158,8 @@ class TcpListener:
             factory = lambda: self._tcp(peer, route)  # noqa: E731
         self._start(connection, context, factory)
 
-    def _tcp(self, peer: PeerContext | None, route: TcpRoute) -> TcpSession:
-        return TcpSession(self.runtime, peer, _weighted(route, self.runtime.state.draw()))
+    def _tcp(self, peer: PeerContext | None, route: L4Route) -> TcpSession:
+        return TcpSession(self.runtime, peer, route.cluster_key(self.runtime.state.draw()))
 
     def _start(
         self, connection: socket.socket, context: ssl.SSLContext | None, factory: Callable[[], asyncio.Protocol]
@@ -303,7 +305,7 @@ class _Detecting(asyncio.Protocol):
         if first is First.HTTP1 and runtime.table is not None:
             protocol = DownstreamConnection(runtime, self._peer)
         else:
-            route = _plain_route(runtime.listener)
+            route = self._listener.l4.find(_ip(transport.get_extra_info("sockname")))
             if route is None:
                 runtime.counters.no_filter_chain_match += 1
                 transport.abort()
@@ -321,34 +323,6 @@ def _reset(connection: socket.socket) -> None:
     connection.close()
 
 
-def _plain_route(listener: Listener) -> TcpRoute | None:
-    for route in listener.tcp_routes:
-        if not route.sni_hosts:
-            return route
-    return None
-
-
-def _sni_route(listener: Listener, name: str) -> TcpRoute | None:
-    name = name.lower()
-    best: TcpRoute | None = None
-    best_length = -1
-    for route in listener.tcp_routes:
-        for host in route.sni_hosts or ("*",):
-            is_match = host in ("*", name) or (host.startswith("*.") and name.endswith(host[1:]))
-            length = 1000 if host == name else len(host)
-            if is_match and length > best_length:
-                best, best_length = route, length
-    return best
-
-
-def _weighted(route: TcpRoute, draw: float) -> str:
-    """weight/Σweights; a single destination's weight is ignored (Istio)."""
-    clusters = route.clusters
-    if len(clusters) == 1:
-        return clusters[0].cluster_key
-    point = draw * sum(cluster.weight for cluster in clusters)
-    for cluster in clusters:
-        point -= cluster.weight
-        if point < 0:
-            return cluster.cluster_key
-    return clusters[-1].cluster_key
+def _ip(name: object) -> str:
+    """The address in a socket's name; "" for a unix socket."""
+    return str(name[0]) if isinstance(name, tuple) else ""
