@@ -8,7 +8,6 @@ read, so that the TLS library or the codec sees them all. SO_RCVLOWAT keeps a on
 """
 
 import asyncio
-import errno
 import logging
 import socket
 import ssl
@@ -25,6 +24,7 @@ from meshproxy.proxy.tcp_session import TcpSession
 from meshproxy.route.l4 import L4Route, L4Table
 from meshproxy.tls.client_hello import ClientHello, Verdict, parse_client_hello
 from meshproxy.tls.transport import HandshakeError, accept_tls
+from meshproxy.upstream.connect import HOST_EXHAUSTED
 from meshproxy.upstream.worker_state import NEVER
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,6 @@ FIRST_BYTES_TIMEOUT_S = 15.0
 TLS_HANDSHAKE_TIMEOUT_S = 15.0
 ACCEPT_PAUSE_S = 0.1
 """How long accepting rests when the process is out of descriptors."""
-_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class TcpListener:
@@ -78,7 +77,7 @@ class TcpListener:
                 return
             except OSError as error:
                 state.counters.accept_errors += 1
-                if error.errno in _EXHAUSTED:
+                if error.errno in HOST_EXHAUSTED:
                     self.pause()
                     state.loop.call_later(ACCEPT_PAUSE_S, self._resume)
                 return

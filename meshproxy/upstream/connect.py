@@ -4,6 +4,7 @@ Decides: is the peer who it must be (secure naming). Leaves to others: whether t
 """
 
 import asyncio
+import errno
 import socket
 import ssl
 import struct
@@ -134,6 +135,7 @@ class PendingConnect:
         endpoint = self._endpoint
         cluster = endpoint.cluster
         error: ConnectError
+        is_theirs = True
         try:
             connection = await self._open()
             if connection.transport.is_closing():
@@ -144,6 +146,7 @@ class PendingConnect:
             error = ConnectError("tls", str(problem))
         except (OSError, ConnectionError) as problem:
             error = ConnectError("refused", problem.strerror or str(problem) or type(problem).__name__)
+            is_theirs = problem.errno not in HOST_EXHAUSTED
         except _IdentityRefused as problem:
             error = ConnectError("tls", str(problem))
         else:
@@ -162,7 +165,8 @@ class PendingConnect:
         cluster.connecting.pop(self._waiter, None)
         endpoint.connect_failures += 1
         cluster.counters.upstream_cx_connect_fail += 1
-        self._state.report(cluster.key, endpoint.key, 2 if error.kind == "timeout" else 1)
+        if is_theirs:
+            self._state.report(cluster.key, endpoint.key, 2 if error.kind == "timeout" else 1)
         self._give_up()
         self._waiter.on_connect_failed(error)
 
@@ -196,6 +200,8 @@ class PendingConnect:
         return protocol
 
 
+HOST_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""This host has nothing left to accept or connect with: no endpoint is to blame."""
 _NO_LINGER = struct.pack("ii", 1, 0)
 
 
