@@ -2,8 +2,10 @@
 
 import argparse
 import contextlib
+import os
 import resource
 import socket
+import sys
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
@@ -25,6 +27,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     settings = settings_from(arguments)
+    _open_standard_streams()
     _raise_descriptor_limit()
     # Everything a worker needs is imported here, before the fork, so that its pages are shared; the control process
     # imports what only it needs after the fork, so that workers never carry it.
@@ -63,6 +66,17 @@ def options_of(settings: Settings) -> dict[str, Any]:
             value = list(value)
         options[field.name] = value if isinstance(value, str | int | float | list | dict | None) else str(value)
     return options
+
+
+def _open_standard_streams() -> None:
+    """A service manager may start us with stdin, stdout or stderr closed: their numbers must not become sockets'."""
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(descriptor, "r" if descriptor == 0 else "w", closefd=False))
 
 
 def _raise_descriptor_limit() -> None:
