@@ -115,10 +115,6 @@ class Stage:
     def this_node(self) -> Proxy:
         return self.proxies[0]
 
-    @property
-    def other_node(self) -> Proxy:
-        return self.proxies[1]
-
     async def __aenter__(self) -> Self:
         try:
             files.write(self.root, self.plan)

@@ -1,6 +1,5 @@
 """A cluster: one service (or its subset) as traffic is sent to it. Names and defaults are Envoy's and Istio's."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -201,6 +200,3 @@ class Cluster:
     health_check: HealthCheck | None = None
     source: str = field(default="", compare=False)
     """file:line of the resource that shaped it, for /config_dump; not part of equality of traffic."""
-
-
-EMPTY: Mapping[str, str] = {}

@@ -38,7 +38,6 @@ class ServerTls:
     ca_file: str | None = None
     subject_alt_names: tuple[str, ...] = ()
     min_version: str = "TLSV1_2"
-    redirects_http: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -199,7 +199,7 @@ class HttpStream:
         if endpoint is None:
             self.endpoint = None
             cluster.counters.upstream_cx_none_healthy += 1
-            self._fail(local_reply.NO_HEALTHY_UPSTREAM)
+            self.reply(local_reply.NO_HEALTHY_UPSTREAM)
             return
         self.endpoint = endpoint
         self.endpoint_key = endpoint.key
@@ -214,7 +214,7 @@ class HttpStream:
                 return
             if connection is ResponseFlag.UPSTREAM_OVERFLOW:
                 self._leave_endpoint()
-                self._fail(local_reply.OVERFLOW)
+                self.reply(local_reply.OVERFLOW)
                 return
         self.on_connected(connection)
 
@@ -494,7 +494,7 @@ class HttpStream:
         if policy is not None and policy.should_retry_reset(kind) and self._may_retry():
             self._retry_soon()
         else:
-            self._fail(reply)
+            self.reply(reply)
 
     def _may_retry(self) -> bool:
         cluster, route = self.cluster, self.route
@@ -618,9 +618,6 @@ class HttpStream:
         now = monotonic()
         self._finish_accounting(now)
         self.down.stream_done(now)
-
-    def _fail(self, reply: LocalReply) -> None:
-        self.reply(reply)
 
     def _scheme(self, head: RequestHead) -> bytes:
         """A sidecar believes what the hop before it says; an edge does not."""

@@ -32,7 +32,6 @@ OVERFLOW = LocalReply(
 )
 UPSTREAM_TIMEOUT = LocalReply(504, ResponseFlag.UPSTREAM_TIMEOUT, "response_timeout", b"upstream request timeout")
 STREAM_IDLE = LocalReply(408, ResponseFlag.STREAM_IDLE, "stream_idle_timeout", b"stream timeout")
-REQUEST_TIMEOUT = LocalReply(408, ResponseFlag.DURATION_TIMEOUT, "request_overall_timeout", b"request timeout")
 
 
 def connect_failure(kind: str) -> LocalReply:

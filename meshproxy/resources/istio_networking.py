@@ -197,11 +197,6 @@ OUTLIER_DETECTION: Final = Struct(
 )
 
 
-def _needs_name(value: dict[str, Any], at: Path, reading: Reading) -> None:
-    if not value.get("name"):
-        reading.error(at, "name is missing")
-
-
 _CONSISTENT_HASH: Final = Struct(
     {
         "httpHeaderName": Text(names.header_name),

@@ -16,7 +16,6 @@ REGION_LABEL = "topology.kubernetes.io/region"
 ZONE_LABEL = "topology.kubernetes.io/zone"
 SUBZONE_LABEL = "topology.istio.io/subzone"
 HOSTNAME_LABEL = "kubernetes.io/hostname"
-TOPOLOGY_LABELS = (NETWORK_LABEL, REGION_LABEL, ZONE_LABEL, SUBZONE_LABEL, HOSTNAME_LABEL)
 
 _SAME_ZONE = (NETWORK_LABEL, REGION_LABEL, ZONE_LABEL)
 TRAFFIC_DISTRIBUTION: Mapping[str, tuple[str, ...]] = {

@@ -9,7 +9,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
 from meshproxy.codec.chunked import ChunkedReader
-from meshproxy.codec.http1 import CHUNKED, NO_BODY, UNTIL_CLOSE, ResponseHead, response_head
+from meshproxy.codec.http1 import CHUNKED, UNTIL_CLOSE, ResponseHead, response_head
 from meshproxy.errors import RemoteProtocolError
 from meshproxy.upstream.worker_state import NEVER
 
@@ -330,6 +330,3 @@ class UpstreamConnection(asyncio.Protocol):
             return
         word = "connection_termination" if exc is None else "reset"
         stream.on_upstream_lost(word, left != _HEAD or bool(self._buffer))
-
-
-__all__ = ["NO_BODY", "Stream", "UpstreamConnection"]
