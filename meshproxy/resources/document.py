@@ -23,6 +23,7 @@ MAX_BYTES: Final = 8 * 1024 * 1024
 """Largest file read. etcd refuses objects over 1.5 MB and ConfigMaps over 1 MB; more than this is not configuration."""
 MAX_DEPTH: Final = 100
 """Deepest nesting. Istio's own API nests 12 levels."""
+_TOO_DEEP: Final = f"nested deeper than {MAX_DEPTH} levels"
 _SPARE_VALUES: Final = 1000
 _MAX_INTERNED: Final = 64
 
@@ -253,6 +254,8 @@ def _syntax(e: yaml.MarkedYAMLError, text: str) -> str:
         return f"not YAML: {character!r} cannot begin a value; quote it"
     if problem == "mapping values are not allowed in this context":
         return "not YAML: a second ': ' on this line, or wrong indentation"
+    if problem == "exceeded maximum nesting depth":  # libyaml 0.2.6 looks ahead and may get there before we do
+        return _TOO_DEEP
     if problem in ("did not find expected key", "did not find expected '-' indicator"):
         return f"not YAML: {problem}; the indentation does not fit the lines above"
     if e.context and e.problem:
@@ -353,7 +356,7 @@ class _Builder:
             self._spend(event, found[1])
             return found[0]
         if depth > MAX_DEPTH:
-            raise self._refused(event, f"nested deeper than {MAX_DEPTH} levels")
+            raise self._refused(event, _TOO_DEEP)
         before = self._budget
         if kind is yaml.MappingStartEvent:
             self._check_tag(event, "tag:yaml.org,2002:map")
