@@ -205,7 +205,8 @@ async def test_f14_without_descriptors_it_waits_without_spinning_and_blames_nobo
 CGROUPS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified"))
 LIMIT_MIB = 128
 FEW_STUCK = 100
-"""Bodies each way that nobody takes; about 260 KiB each, so these fit into the limit and twice as many do not."""
+"""Bodies each way that nobody takes. Nothing sheds load yet, and each may cost 260 KiB: twice as many have been seen both
+to fit into the limit and to need 148 MiB, so this does not show that memory is bounded, only what a body costs."""
 
 
 @contextlib.contextmanager
@@ -280,18 +281,9 @@ async def _pressed(tmp_path: Path, limit_mib: int | None, stuck: int) -> tuple[f
     return highest, (highest - before) * 1024 / (2 * stuck), lost
 
 
-@pytest.mark.parametrize(
-    "stuck",
-    [
-        FEW_STUCK,
-        pytest.param(
-            2 * FEW_STUCK, marks=pytest.mark.xfail(strict=True, reason="nothing sheds load yet: 148 MiB were measured")
-        ),
-    ],
-)
-async def test_f15_bodies_nobody_reads_stay_outside(stuck: int, tmp_path: Path, record_property: Record) -> None:
-    highest, each_kib, lost = await _pressed(tmp_path, None, stuck)
-    note(record_property, "F15", bodies_mib=stuck * (4 + 8), highest_pss_mib=highest, kib_each=each_kib,
+async def test_f15_bodies_nobody_reads_stay_outside(tmp_path: Path, record_property: Record) -> None:
+    highest, each_kib, lost = await _pressed(tmp_path, None, FEW_STUCK)
+    note(record_property, "F15", bodies_mib=FEW_STUCK * (4 + 8), highest_pss_mib=highest, kib_each=each_kib,
          processes_lost=lost)  # fmt: skip
     assert highest < LIMIT_MIB
     assert lost == 0
