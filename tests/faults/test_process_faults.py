@@ -205,8 +205,8 @@ async def test_f14_without_descriptors_it_waits_without_spinning_and_blames_nobo
 CGROUPS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified"))
 LIMIT_MIB = 128
 FEW_STUCK = 100
-"""Bodies each way that nobody takes. Nothing sheds load yet, and each may cost 260 KiB: twice as many have been seen both
-to fit into the limit and to need 148 MiB, so this does not show that memory is bounded, only what a body costs."""
+"""Bodies each way that nobody takes. Nothing sheds load yet, and each may cost 260 KiB: twice as many have been seen to
+fit into the limit and to need 148 MiB. So this shows what a body costs, not that memory is bounded."""
 
 
 @contextlib.contextmanager
