@@ -11,19 +11,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from bench import change, footprint, http1, pairs, report, survival, tcp
+from bench import change, footprint, http1, pairs, report, soak, survival, tcp
 from bench.case import Outcome, Settings, say
 from bench.process import PINNINGS, BenchError
 
-CASES = {case.name: case for module in (http1, pairs, tcp, footprint, change, survival) for case in module.CASES}
+_MODULES = (http1, pairs, tcp, footprint, change, survival, soak)
+CASES = {case.name: case for module in _MODULES for case in module.CASES}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="meshproxy bench", description=__doc__)
-    parser.add_argument("cases", nargs="*", metavar="CASE", help="cases to run; none: all (see --list)")
+    parser.add_argument("cases", nargs="*", metavar="CASE", help="cases to run; none: all but the longest (see --list)")
     parser.add_argument("--list", action="store_true", help="print the cases and what each asks")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (default 5)")
     parser.add_argument("--seconds", type=int, default=3, help="seconds of load a round (default 3)")
+    parser.add_argument("--minutes", type=float, default=30.0, help="length of the soak (default 30)")
     parser.add_argument("--contenders", default="", help="comma-separated: only these (direct,envoy,haproxy,meshproxy)")
     parser.add_argument(
         "--pinning", choices=sorted(PINNINGS), help="cores, where not each case's own (see bench/process.py)"
@@ -36,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.list:
         for case in CASES.values():
-            print(f"{case.name:<18} {case.question}")
+            print(f"{case.name:<18} {case.question}{' (only by name)' if case.by_name_only else ''}")
         return 0
     if options.from_json:
         document = json.loads(options.from_json.read_text())
@@ -48,8 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     unknown = [name for name in options.cases if name not in CASES]
     if unknown:
         parser.error(f"no such case: {', '.join(unknown)} (see --list)")
-    if options.rounds < 1 or options.seconds < 1:
-        parser.error("--rounds and --seconds must be at least 1")
+    if options.rounds < 1 or options.seconds < 1 or options.minutes < 0.5:
+        parser.error("--rounds and --seconds must be at least 1, --minutes at least 0.5")
     needed, absent = _missing_programs()
     if needed:
         say(f"bench: {' and '.join(needed)} not installed; `make bench` installs what is missing")
@@ -59,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = Settings(
         rounds=options.rounds,
         seconds=options.seconds,
+        minutes=options.minutes,
         contenders=frozenset(filter(None, options.contenders.split(","))),
         pinning=options.pinning,
         absent=absent,
@@ -67,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGINT, _end)  # also where a shell started us with it ignored
     outcomes: list[Outcome] = []
     failed = False
-    for name in options.cases or list(CASES):
+    for name in options.cases or [name for name, case in CASES.items() if not case.by_name_only]:
         case = CASES[name]
         say(f"{name}: {case.question}")
         outcome = Outcome(name, case.question)

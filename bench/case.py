@@ -17,6 +17,8 @@ MESH = "meshproxy"
 class Settings:
     rounds: int = 5
     seconds: int = 3
+    minutes: float = 30.0
+    """Of the soak."""
     contenders: frozenset[str] = frozenset()
     """Only these take part; empty: all."""
     pinning: str | None = None
@@ -108,6 +110,8 @@ class Case:
     name: str
     question: str
     run: Callable[[Settings, Outcome], None]
+    by_name_only: bool = False
+    """Takes too long to be part of a run of all cases."""
 
 
 def say(text: str) -> None:
