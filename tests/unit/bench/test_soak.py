@@ -11,7 +11,7 @@ def test_slope_of_a_steady_growth_is_that_growth() -> None:
 def test_slope_weighs_all_points_and_not_only_the_ends() -> None:
     # The last point is a spike; first to last would say 36 per hour.
     points = [(float(at), 40.0) for at in range(0, 1000, 10)] + [(1000.0, 50.0)]
-    assert 0 < slope_per_hour(points) < 2
+    assert 0 < slope_per_hour(points) < 3
 
 
 @pytest.mark.parametrize("points", [[], [(10.0, 40.0)], [(10.0, 40.0), (10.0, 41.0)]])
