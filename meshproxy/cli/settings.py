@@ -18,6 +18,7 @@ from meshproxy.model.address import SocketAddress, is_ip
 from meshproxy.model.endpoint import Locality
 
 MAX_WORKERS = 256
+LEAST_MEMORY_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +51,23 @@ def _seconds(text: str) -> float:
     if not 0 <= seconds <= 86400:
         raise ValueError(f"{text!r} is not between 0 and 86400 seconds")
     return seconds
+
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
+
+
+def _bytes(text: str) -> int:
+    """A Kubernetes quantity: `128Mi`; `128MiB` and `128M` are understood as well."""
+    digits = text.rstrip("KMGkmgiBb")
+    factor = _UNITS.get(text[len(digits) :].lower().removesuffix("b"))
+    if not digits.isdecimal() or factor is None:
+        raise ValueError(f"{text!r} is not a size such as 128Mi")
+    size = int(digits) * factor
+    if 0 < size < LEAST_MEMORY_BYTES:
+        raise ValueError(
+            f"{text!r} is less than {LEAST_MEMORY_BYTES >> 20}Mi, which the processes take without any load"
+        )
+    return size
 
 
 def _address(text: str) -> SocketAddress:
@@ -214,6 +232,13 @@ _SETTINGS = (
         metavar="SECONDS",
         parse=_seconds,
         help="when a downstream connection on which nothing moves is closed, 0 for never (3600)",
+    ),
+    _Setting(
+        flag="--memory-limit",
+        field="memory_limit_bytes",
+        metavar="SIZE",
+        parse=_bytes,
+        help="of all processes together, before which load is shed, 0 for never (the control group's)",
     ),
     _Setting(
         flag="--ports-file",

@@ -127,6 +127,13 @@ class Ask:
 
 
 @dataclass(slots=True)
+class MemoryShare:
+    """What this worker may use; None: no limit."""
+
+    share_bytes: int | None
+
+
+@dataclass(slots=True)
 class Drain:
     """Stop accepting, say Connection: close, finish what is in flight; exit when idle or after deadline_s seconds.
 

@@ -31,7 +31,8 @@ from meshproxy.control.link import (
     WorkerEnded,
     WorkerStarted,
 )
-from meshproxy.control.messages import Drain, SetLogLevel
+from meshproxy.control.memory import STEP_BYTES, anonymous_bytes, limit_bytes, share_bytes
+from meshproxy.control.messages import Drain, MemoryShare, SetLogLevel
 from meshproxy.control.publisher import Publisher
 from meshproxy.control.settings import Settings
 from meshproxy.control.sockets import ListeningSockets, bind_one, why
@@ -62,6 +63,7 @@ ServeAdmin = Callable[["Control", Mapping[str, socket.socket]], Awaitable[Served
 """Starts answering on the bound sockets (admin, metrics, ready)."""
 
 _TIDY_AFTER_S = 1.0
+_SHARE_EVERY_S = 1.0
 _DNS_PATIENCE_S = 2.0
 """How long a snapshot waits for the first answer to names that are new in it."""
 _QUEUE_S = 0.05
@@ -130,6 +132,8 @@ class Control:
         self._files = FilesProvider(settings.config_paths, settings.namespace, self.store.sources())
         if not self._is_replacement:
             self.publisher.on_failed_start = self._fail
+        self._memory_limit = limit_bytes(settings)
+        self._memory_share: int | None = None
         self._tidy: asyncio.TimerHandle | None = None
         self._stopped = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -228,6 +232,9 @@ class Control:
         self._write_ports(own_sockets)
         self._start(self._files.run(self.store))
         self._start(self.publisher.run())
+        if self._memory_limit is not None:
+            _log.info("memory limit: %d MiB for all processes", self._memory_limit >> 20)
+            self._start(self._share_memory(self._memory_limit))
         watchdog_us = os.environ.get("WATCHDOG_USEC", "")
         if watchdog_us.isdigit() and int(watchdog_us) > 0:
             self._start(self._feed_watchdog(int(watchdog_us) / 2e6))
@@ -302,6 +309,8 @@ class Control:
         if isinstance(message, WorkerStarted):
             assert descriptor is not None
             self.fleet.attach(message.slot, message.pid, socket.socket(fileno=descriptor))
+            if self._memory_share is not None:
+                self.fleet.broadcast(MemoryShare(self._memory_share))
             if self.log_level != self.settings.log_level:
                 self.fleet.broadcast(SetLogLevel(self.log_level))
         elif isinstance(message, WorkerEnded):
@@ -366,6 +375,16 @@ class Control:
             self._tell_supervisor(Running())
             self._tell_supervisor(Notify("READY=1"))
             _log.info("ready: %d workers, snapshot %s", len(self.fleet.workers), self.snapshot.version)
+
+    async def _share_memory(self, limit: int) -> None:
+        """What the control process needs grows and shrinks with the configuration: the workers have the rest."""
+        while True:
+            others = anonymous_bytes(os.getpid()) + anonymous_bytes(os.getppid())
+            share = share_bytes(limit, others, self.settings.workers)
+            if self._memory_share is None or abs(share - self._memory_share) >= STEP_BYTES:
+                self._memory_share = share
+                self.fleet.broadcast(MemoryShare(share))
+            await asyncio.sleep(_SHARE_EVERY_S)
 
     async def _feed_watchdog(self, every_s: float) -> None:
         while True:

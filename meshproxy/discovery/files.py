@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 from meshproxy.discovery.provider import Document, ResourceSink, Update
 from meshproxy.discovery.watch import PathWatch
+from meshproxy.resources.document import MAX_BYTES
 from meshproxy.resources.load import load_text
 from meshproxy.resources.problems import ConfigProblem, Severity
 
 _log = logging.getLogger(__name__)
 
 SUFFIXES = (".yaml", ".yml", ".json")
-MAX_FILE_BYTES = 64 * 1024 * 1024
 GONE_AFTER_S = 0.1
 """A file must be missing for this long: editors and `rm -r` followed by a copy leave short gaps."""
 _THREAD_ABOVE_BYTES = 128 * 1024
@@ -222,9 +222,7 @@ def _read(path: str, stamp: _Stamp | None) -> _Text:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 return _Text(path, stamp, why_not="not a file")
-            if status.st_size > MAX_FILE_BYTES:
-                return _Text(path, stamp, why_not=f"larger than {MAX_FILE_BYTES // 1024 // 1024} MiB")
-            data = file.read(MAX_FILE_BYTES + 1)
+            data = file.read(MAX_BYTES + 1)  # one more than may be, which load_text refuses
     except OSError as error:
         return _Text(path, stamp, why_not=(error.strerror or str(error)).lower())
     return _Text(path, stamp_of(path), data)

@@ -87,6 +87,10 @@ class TcpListener:
                 runtime.counters.downstream_cx_overflow += 1
                 connection.close()
                 continue
+            if state.is_overloaded:
+                state.counters.overload["refuse_connection"] += 1
+                _reset(connection)
+                continue
             connection.setblocking(False)
             if connection.family != socket.AF_UNIX:
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

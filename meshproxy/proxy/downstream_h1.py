@@ -156,6 +156,7 @@ class DownstreamConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._is_write_paused = True
+        self.listener.state.on_buffered()
         connection = self.stream.connection
         if connection is not None:
             connection.pause_reading()
@@ -451,9 +452,18 @@ class DownstreamConnection(asyncio.Protocol):
         """Cut an answer that is out in part; with RST, for the end of a body until close is an orderly end."""
         reset(self.transport)
 
+    def held_bytes(self) -> int:
+        """What waits here: answers not taken, requests behind the one under way, a body without a connection."""
+        return int(self.transport.get_write_buffer_size()) + len(self._pending) + self.stream.waiting_bytes()
+
+    def shed(self) -> None:
+        self._keeps_alive = False
+        self.stream.shed()
+
     def pause_body(self) -> None:
         if self._pauses == 0 and not self.transport.is_closing():
             self._pauses = 1
+            self.listener.state.on_buffered()
             self.transport.pause_reading()
 
     def resume_body(self) -> None:

@@ -137,6 +137,10 @@ class HttpStream:
         listener = self.listener
         listener.counters.downstream_rq_total += 1
 
+        if self.state.is_overloaded:
+            self.state.counters.overload["refuse_request"] += 1
+            self.reply(local_reply.OVERLOADED)
+            return
         if head.method == b"CONNECT":  # an open door otherwise; tunnels come with their own listener (HBONE)
             self.reply(local_reply.NO_ROUTE)
             return
@@ -677,6 +681,17 @@ class HttpStream:
         if self.cluster is not None:
             self.cluster.counters.upstream_rq_cancelled += 1
         self._finish_accounting(monotonic())
+
+    def waiting_bytes(self) -> int:
+        """Of a request body that is kept here, for its first attempt or another."""
+        if not self.is_active:
+            return 0
+        return (self.replay_bytes if self.replay is not None else 0) + sum(map(len, self.queue or ()))
+
+    def shed(self) -> None:
+        """Memory runs out, and this stream is among those that hold most of it."""
+        self.cancel(ResponseFlag.OVERLOAD, "overload")
+        self.down.abort()
 
     def _drop_upstream(self) -> None:
         connection, self.connection = self.connection, None

@@ -23,12 +23,21 @@ NO_ROUTE = LocalReply(404, ResponseFlag.NO_ROUTE, "route_not_found")
 NO_CLUSTER = LocalReply(503, ResponseFlag.NO_CLUSTER, "cluster_not_found")
 NO_HEALTHY_UPSTREAM = LocalReply(503, ResponseFlag.NO_HEALTHY_UPSTREAM, "no_healthy_upstream", b"no healthy upstream")
 _RESET = b"upstream connect error or disconnect/reset before headers. reset reason: "
+_RETRY_AFTER = b"\r\nretry-after: 1"
+"""What is shed may be tried again elsewhere or later (RFC 9110 §10.2.3); Envoy does not say when."""
 OVERFLOW = LocalReply(
     503,
     ResponseFlag.UPSTREAM_OVERFLOW,
     "upstream_reset_before_response_started{overflow}",
     _RESET + b"overflow",
-    b"\r\nx-envoy-overloaded: true",
+    b"\r\nx-envoy-overloaded: true" + _RETRY_AFTER,
+)
+OVERLOADED = LocalReply(
+    503,
+    ResponseFlag.OVERLOAD,
+    "overload",
+    b"overloaded",
+    b"\r\nx-envoy-local-overloaded: true" + _RETRY_AFTER,
 )
 UPSTREAM_TIMEOUT = LocalReply(504, ResponseFlag.UPSTREAM_TIMEOUT, "response_timeout", b"upstream request timeout")
 STREAM_IDLE = LocalReply(408, ResponseFlag.STREAM_IDLE, "stream_idle_timeout", b"stream timeout")

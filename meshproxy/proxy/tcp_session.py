@@ -197,6 +197,7 @@ class TcpSession(asyncio.Protocol):
         return True
 
     def pause_writing(self) -> None:
+        self.listener.state.on_buffered()
         if self.upstream is not None and not self.upstream.transport.is_closing():
             self.upstream.transport.pause_reading()
 
@@ -229,6 +230,20 @@ class TcpSession(asyncio.Protocol):
         if listener.state.access_log is not None:
             self._log(endpoint)
         self.upstream = None  # each names the other: without this only the collector would free them
+
+    def held_bytes(self) -> int:
+        """What waits to be written, either way."""
+        held: int = self.transport.get_write_buffer_size()
+        if self.upstream is not None:
+            held += self.upstream.transport.get_write_buffer_size()
+        return held
+
+    def shed(self) -> None:
+        """Memory runs out, and this session is among those that hold most of it."""
+        self._flag = ResponseFlag.OVERLOAD.value
+        if self.upstream is not None:
+            reset(self.upstream.transport)
+        reset(self.transport)
 
     def drain(self) -> None:
         """TCP has no way to say goodbye: the session goes on until the drain's deadline."""
@@ -309,6 +324,7 @@ class TcpUpstream(asyncio.Protocol):
         return True
 
     def pause_writing(self) -> None:
+        self.session.listener.state.on_buffered()
         if not self.session.transport.is_closing():
             self.session.transport.pause_reading()
 
@@ -324,6 +340,12 @@ class TcpUpstream(asyncio.Protocol):
 
     def on_deadline(self, now: float) -> None:
         self.deadline = NEVER
+        self.transport.abort()
+
+    def held_bytes(self) -> int:
+        return int(self.transport.get_write_buffer_size())
+
+    def shed(self) -> None:
         self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:

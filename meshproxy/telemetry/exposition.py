@@ -29,6 +29,7 @@ from meshproxy.telemetry.recorder import (
     HTTP_LABELS,
     LISTENER_FIELDS,
     OVERFLOW,
+    OVERLOAD_ACTIONS,
     SEPARATOR,
     TCP_LABELS,
     Flush,
@@ -148,6 +149,7 @@ class Statistics:
         self._clusters: dict[str, _FieldTotals] = {}
         self._listeners: dict[str, _FieldTotals] = {}
         self.protocol_errors: dict[str, int] = {}
+        self.overload: dict[str, int] = dict.fromkeys(OVERLOAD_ACTIONS, 0)
         self.access_log_written = 0
         self.access_log_dropped = 0
         self.accept_errors = 0
@@ -178,6 +180,8 @@ class Statistics:
             if detail not in self.protocol_errors and len(self.protocol_errors) >= _MAX_ERROR_WORDS:
                 detail = OVERFLOW
             self.protocol_errors[detail] = self.protocol_errors.get(detail, 0) + count
+        for action, count in flush.overload.items():
+            self.overload[action] += count
         written, dropped, accept_errors, stall_max_s, stall_total_s = flush.process
         self.access_log_written += written
         self.access_log_dropped += dropped
@@ -213,6 +217,7 @@ class Statistics:
         for totals in (*self._clusters.values(), *self._listeners.values()):
             totals.sums = [0] * len(totals.sums)
         self.protocol_errors.clear()
+        self.overload = dict.fromkeys(OVERLOAD_ACTIONS, 0)
         self.access_log_written = self.access_log_dropped = self.accept_errors = 0
         self.loop_stall_total_s = 0.0
 
@@ -412,6 +417,7 @@ def _process(statistics: Statistics, process: ProcessState) -> Iterator[Family]:
         metrics.ACCESS_LOG_LINES,
         [(("written",), statistics.access_log_written), (("dropped",), statistics.access_log_dropped)],
     )
+    yield metrics.OVERLOAD, [((action,), count) for action, count in statistics.overload.items()]
     yield metrics.ACCEPT_ERRORS, [((), statistics.accept_errors)]
     yield metrics.METRIC_SERIES, [(("http",), len(statistics.http)), (("tcp",), len(statistics.tcp))]
 

@@ -214,6 +214,7 @@ PROTOCOL_ERRORS = _counter(
     "detail",
 )
 ACCESS_LOG_LINES = _counter("meshproxy_access_log_lines_total", "Access log lines, written and dropped.", "result")
+OVERLOAD = _counter("meshproxy_overload_total", "What was shed because memory ran out.", "action")
 ACCEPT_ERRORS = _counter("meshproxy_accept_errors_total", "Connections that could not be accepted.")
 METRIC_SERIES = _gauge("meshproxy_metric_series", "Label sets kept for istio_* metrics.", "kind")
 
@@ -259,6 +260,7 @@ ALL: tuple[Metric, ...] = (
     CERTIFICATE_EXPIRY,
     PROTOCOL_ERRORS,
     ACCESS_LOG_LINES,
+    OVERLOAD,
     ACCEPT_ERRORS,
     METRIC_SERIES,
 )

@@ -296,6 +296,9 @@ class ListenerCounters:
     plaintext_refused: int = 0
 
 
+OVERLOAD_ACTIONS = ("refuse_request", "refuse_connection", "reset_stream")
+
+
 class ProcessCounters:
     """What belongs to the worker and to no listener or cluster."""
 
@@ -305,6 +308,7 @@ class ProcessCounters:
         "access_log_written",
         "loop_stall_max_s",
         "loop_stall_total_s",
+        "overload",
         "protocol_errors",
     )
 
@@ -312,6 +316,8 @@ class ProcessCounters:
         self.access_log_written = 0
         self.access_log_dropped = 0
         self.accept_errors = 0
+        self.overload: dict[str, int] = dict.fromkeys(OVERLOAD_ACTIONS, 0)
+        """What was shed since the last flush."""
         self.protocol_errors: dict[str, int] = {}
         """response_code_details word → times since the last flush; see protocol_error()."""
         self.loop_stall_max_s = 0.0
@@ -360,6 +366,8 @@ class Flush:
     process: tuple[int, int, int, float, float]
     """(log lines written, dropped, accept errors, longest stall s, stalls in all s)."""
     protocol_errors: dict[str, int]
+    overload: dict[str, int]
+    """By OVERLOAD_ACTIONS."""
 
 
 _cluster_values: Callable[[ClusterCounters], tuple[int, ...]] = attrgetter(*CLUSTER_FIELDS)
@@ -459,6 +467,7 @@ class Recorder:
         listeners, removed_listeners = self._flush_listeners()
         process = self.process
         errors, process.protocol_errors = process.protocol_errors, {}
+        overload, process.overload = process.overload, dict.fromkeys(OVERLOAD_ACTIONS, 0)
         stall_max_s, process.loop_stall_max_s = process.loop_stall_max_s, 0.0
         now = (
             process.access_log_written,
@@ -477,6 +486,7 @@ class Recorder:
             removed_listeners=removed_listeners,
             process=(now[0] - before[0], now[1] - before[1], now[2] - before[2], stall_max_s, now[3] - before[3]),
             protocol_errors=errors,
+            overload=overload,
         )
 
     def _flush_http(self) -> list[HttpRow]:

@@ -39,6 +39,7 @@ class Stream(Protocol):
     def on_upstream_eof(self) -> None: ...
     def on_upstream_lost(self, detail: str, has_answered: bool) -> None: ...
     def on_upstream_writable(self, is_writable: bool) -> None: ...
+    def shed(self) -> None: ...
 
 
 class UpstreamConnection(asyncio.Protocol):
@@ -142,6 +143,16 @@ class UpstreamConnection(asyncio.Protocol):
         self.stream = None
         if not self.transport.is_closing():
             self.transport.abort() if self._left != _IDLE else self.transport.close()
+
+    def held_bytes(self) -> int:
+        return int(self.transport.get_write_buffer_size())
+
+    def shed(self) -> None:
+        """Memory runs out: whose bytes wait here is cut."""
+        if self.stream is not None:
+            self.stream.shed()
+        else:
+            self.transport.abort()
 
     def end_tunnel(self) -> None:
         """Both halves are over: what is written still goes out."""

@@ -36,8 +36,10 @@ class WorkerState:
         "counters",
         "draw",
         "is_draining",
+        "is_overloaded",
         "loop",
         "max_connections",
+        "on_buffered",
         "open_connections",
         "recorder",
         "send_results",
@@ -53,6 +55,10 @@ class WorkerState:
         self.draw = random
         self.timed: set[Timed] = set()
         self.is_draining = False
+        self.is_overloaded = False
+        """Memory runs out: new requests and connections are refused (worker.memory_guard)."""
+        self.on_buffered: Callable[[], None] = lambda: None
+        """A connection has filled its write buffer, and whoever feeds it must wait."""
         self.verdicts: dict[str, dict[tuple[str, str], str]] = {}
         """Standing verdicts by cluster key, for clusters that come to life later: (endpoint key, kind) → word."""
         self.open_connections = 0

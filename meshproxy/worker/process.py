@@ -31,6 +31,7 @@ from meshproxy.telemetry.recorder import Recorder
 from meshproxy.tls.context import Bundle
 from meshproxy.upstream.cluster_runtime import ClusterRuntime, ClusterUpdate, WorkloadRuntime
 from meshproxy.upstream.worker_state import MIN_SWEEP_GAP_S, SWEEP_INTERVAL_S, WorkerState
+from meshproxy.worker.memory_guard import MemoryGuard
 from meshproxy.worker.stall_watch import StallWatch
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ class Worker:
         self.loop = loop
         self.state = WorkerState(loop, Recorder())
         self.state.send_results = self._send_results
+        self.memory = MemoryGuard(self.state)
         self.clusters: dict[str, Cluster] = {}
         self.workloads: dict[str, WorkloadRuntime] = {}
         self.tables: dict[str, CompiledTable] = {}
@@ -311,6 +313,9 @@ class Worker:
         if message.exits:
             self._drain_deadline = monotonic() + message.deadline_s
 
+    def _memory_share(self, message: m.MemoryShare) -> None:
+        self.memory.share_bytes = message.share_bytes
+
     def _set_log_level(self, message: m.SetLogLevel) -> None:
         logging.getLogger().setLevel(message.level.upper())
 
@@ -335,6 +340,7 @@ class Worker:
         else:
             self._lets_pass = False
             self._due_at = self.state.sweep(now)
+        self.memory.look()
         self._flush_access_log()
         if now >= self._second_at:
             self._second_at = now + 1.0
@@ -420,6 +426,7 @@ _HANDLERS: dict[type, Any] = {
     m.Health: Worker._health,
     m.Ask: Worker._ask,
     m.Drain: Worker._drain,
+    m.MemoryShare: Worker._memory_share,
     m.SetLogLevel: Worker._set_log_level,
 }
 

@@ -56,6 +56,7 @@ def test_every_flag_has_a_variable() -> None:
         MESHPROXY_ACCESS_LOG="/dev/stdout",
         MESHPROXY_ACCESS_LOG_ENCODING="JSON",
         MESHPROXY_ACCESS_LOG_FORMAT="%PROTOCOL%",
+        MESHPROXY_MEMORY_LIMIT="96Mi",
         MESHPROXY_PORTS_FILE="/tmp/ports",
     )
     assert given == Settings(
@@ -76,6 +77,7 @@ def test_every_flag_has_a_variable() -> None:
         access_log_file="/dev/stdout",
         access_log_encoding="json",
         access_log_format="%PROTOCOL%",
+        memory_limit_bytes=96 << 20,
         ports_file="/tmp/ports",
     )
 
@@ -102,6 +104,12 @@ def test_configuration_paths_add_up_and_may_come_from_the_environment(tmp_path: 
         (["--labels", "app"], "--labels: 'app' is not of the form name=value"),
         (["--log-level", "loud"], "--log-level: 'loud' is none of debug, info, warning, error"),
         (["--access-log-encoding", "xml"], "--access-log-encoding: 'xml' is neither text nor json"),
+        (["--memory-limit", "much"], "--memory-limit: 'much' is not a size such as 128Mi"),
+        (["--memory-limit", "1.5Gi"], "--memory-limit: '1.5Gi' is not a size such as 128Mi"),
+        (
+            ["--memory-limit", "8Mi"],
+            "--memory-limit: '8Mi' is less than 64Mi, which the processes take without any load",
+        ),
         (["--drain-time", "soon"], "--drain-time: 'soon' is not a number of seconds"),
         (["--drain-time", "nan"], "--drain-time: 'nan' is not between 0 and 86400 seconds"),
         (["--namespace", "a/b"], "--namespace: 'a/b' is not a name"),
