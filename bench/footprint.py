@@ -1,13 +1,13 @@
 """Memory: of an idle proxy, and of one with a large mesh and many open connections."""
 
-import socket
 import time
 from collections.abc import Sequence
 
 from bench import envoy, haproxy, mesh, origin
 from bench.case import MESH, Case, Contender, Figure, Outcome, Settings, say
+from bench.idle import Held
 from bench.load import Target
-from bench.process import BenchError, Workspace
+from bench.process import Workspace
 from bench.services import ECHO_HOST, Service, echo, many
 
 
@@ -59,25 +59,12 @@ def scale(settings: Settings, outcome: Outcome) -> None:
         source = origin.start(workspace)
         services = [echo(source.port), *many(999, 10)]
         for contender in _proxies(settings, workspace, services):
-            held = _hold(contender.target, 2000)
+            held = Held(contender.target)
+            held.grow(2000)
             time.sleep(settings.seconds)
             _measure(outcome, contender)
-            for connection in held:
-                connection.close()
+            held.close()
     _budget(outcome, "1,000 services, 10,000 endpoints, 2,000 open connections", 110.0)
-
-
-def _hold(target: Target, count: int) -> list[socket.socket]:
-    """That many open connections, each of which has had one request answered and stays open."""
-    request = f"GET {target.path} HTTP/1.1\r\nhost: {target.host}\r\n\r\n".encode()
-    held = []
-    for number in range(count):
-        connection = socket.create_connection((target.address, target.port), 10)
-        connection.sendall(request)
-        if not connection.recv(4096).startswith(b"HTTP/1.1 200"):
-            raise BenchError(f"connection {number + 1} to port {target.port} was not answered with 200")
-        held.append(connection)
-    return held
 
 
 CASES = (
