@@ -20,7 +20,7 @@ PATIENCE_S = 10.0
 
 def free_port() -> int:
     with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
+        sock.bind(("0.0.0.0", 0))  # free on 127.0.0.1 alone may still be in use for a listener of all addresses
         port: int = sock.getsockname()[1]
         return port
 
