@@ -72,17 +72,18 @@ async def test_f8_no_state_of_the_files_takes_down_what_served(tmp_path: Path, r
                 half_written.write(good[len(good) // 2 :])
                 half_written.close()
                 await served(200)
-                huge = "---\n".join(
-                    f'{{"apiVersion": "v1", "kind": "Service", "metadata": {{"name": "s{number}"}}, '
-                    f'"spec": {{"ports": [{{"port": 80, "name": "http"}}]}}, "padding": "{"x" * 10000}"}}\n'
-                    for number in range(1000)
-                )
-                assert len(huge) > 10_000_000
                 began = monotonic()
-                (conf / "huge.yaml").write_text(huge)
-                await asyncio.to_thread(proxy.wait_for, "huge.yaml: the file has")
-                huge_s = monotonic() - began
+                _put(conf / "huge.yaml", _annotated_services(1000, port))
+                await until(lambda: _clusters(proxy, 1001))
+                ten_mb_s = monotonic() - began
+                # As many again are too many: refused in a word, and the first thousand stay.
+                _put(conf / "huge.yaml", _annotated_services(2000, port))
+                refusal = await asyncio.to_thread(proxy.wait_for, "huge.yaml: larger than 16 MiB")
+                await served(200)
+                assert await _clusters(proxy, 1001)
+                stall_s = await metric(proxy, "meshproxy_worker_loop_stall_max_seconds")
                 (conf / "huge.yaml").unlink()
+                await until(lambda: _clusters(proxy, 1))
                 await served(200)
                 shutil.rmtree(tmp_path / "2")  # the link now leads nowhere
                 await asyncio.to_thread(proxy.wait_for, "mesh.yaml: cannot be read")
@@ -93,11 +94,37 @@ async def test_f8_no_state_of_the_files_takes_down_what_served(tmp_path: Path, r
             listeners = await metric(proxy, 'meshproxy_snapshot_objects{kind="listener"}')
             errors = [line for line in proxy.lines if "level=error" in line]
     slowest_s = max(call.took_s for call in callers.calls)
-    note(record_property, "F8", requests=len(callers.calls), failed=len(callers.failures()), ten_mb_s=huge_s,
-         slowest_ms=slowest_s * 1000, error_lines=len(errors), listeners_after_deletion=listeners)  # fmt: skip
+    note(record_property, "F8", requests=len(callers.calls), failed=len(callers.failures()), ten_mb_s=ten_mb_s,
+         slowest_ms=slowest_s * 1000, longest_stall_ms=stall_s * 1000, error_lines=len(errors),
+         listeners_after_deletion=listeners)  # fmt: skip
     assert not callers.failures(), callers.failures()[:3]
+    assert "split it into several files" in refusal
+    assert stall_s < 0.1  # reading is the control process's work
     assert listeners == 1
     assert len(errors) >= 5
+
+
+def _put(path: Path, text: str) -> None:
+    """Whole from the first moment on; names that begin with a dot are not read."""
+    new = path.with_name(f".{path.name}")
+    new.write_text(text)
+    os.replace(new, path)
+
+
+def _annotated_services(count: int, port: int) -> str:
+    """10 kB each, most of it an annotation as kubectl leaves one behind."""
+    text = "---\n".join(
+        f'{{"apiVersion": "v1", "kind": "Service", "metadata": {{"name": "s{number}", '
+        f'"annotations": {{"kubectl.kubernetes.io/last-applied-configuration": "{"x" * 10_000}"}}}}, '
+        f'"spec": {{"ports": [{{"port": {port}, "name": "http"}}]}}}}\n'
+        for number in range(count)
+    )
+    assert len(text) > 10_000 * count
+    return text
+
+
+async def _clusters(proxy: ProxyProcess, count: int) -> bool:
+    return await metric(proxy, 'meshproxy_snapshot_objects{kind="cluster"}') == count
 
 
 async def test_f9_a_storm_of_reloads_fails_nothing_and_grows_nothing(tmp_path: Path, record_property: Record) -> None:

@@ -112,10 +112,15 @@ def test_deep_nesting_is_refused_at_once(text: str) -> None:
     assert time.process_time() - started < 2
 
 
-def test_a_file_of_ten_megabytes_is_refused_at_once() -> None:
+def test_a_file_over_the_limit_is_refused_at_once() -> None:
     started = time.process_time()
-    assert "split it" in refusal(b"a: b\n" * 2_000_000)
+    said = refusal(b"#" * (MAX_BYTES + 1))
+    assert said.endswith("larger than 16 MiB: split it into several files")
     assert time.process_time() - started < 1
+
+
+def test_a_file_of_the_limit_is_read() -> None:
+    assert values(b"a: b\n" + b"#" * (MAX_BYTES - 5)) == [{"a": "b"}]
 
 
 def test_a_large_file_is_read_in_time_that_grows_with_its_size() -> None:
