@@ -391,7 +391,7 @@ async def test_f21_a_stopped_worker_goes_on_where_it_was_and_ejects_nobody(
                 await until(lambda: len(callers.calls) > 50)
                 os.kill(worker, signal.SIGSTOP)
                 stopped_at = monotonic()
-                await asyncio.sleep(2)
+                await asyncio.sleep(5)
                 os.kill(worker, signal.SIGCONT)
                 continued_at = monotonic()
                 await until(lambda: len(callers.since(continued_at)) > 200)

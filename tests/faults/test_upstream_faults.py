@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,6 +30,8 @@ from tests.support.proxy_process import PATIENCE_S, ProxyProcess, free_port
 from tests.support.raw_server import Blackhole, RawServer, Serve, reset, unused_port
 
 RETRIES = {"attempts": 2, "retryOn": "connect-failure,reset"}
+OUTAGE_S = float(os.environ.get("MESHPROXY_OUTAGE_SECONDS", "1"))
+"""How long an application that was killed stays away; docs/faults.md asks 10."""
 EJECTS = {"outlierDetection": {"consecutive5xxErrors": 5, "interval": "1s", "baseEjectionTime": "1s"}}
 
 
@@ -75,18 +78,21 @@ async def test_f1_an_endpoint_killed_under_load_costs_no_request_and_is_out_with
             victims[0].wait()
             await asyncio.to_thread(proxy.wait_for, "is ejected")
             ejected_s = monotonic() - killed_at
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(max(0.0, killed_at + OUTAGE_S - monotonic()))
             stack.enter_context(application("app-0", ports[0]))
             await listening(ports[0])
             back_from = monotonic()
-            # Ejected again and again while it is down, for a second each time: then it gets its share again.
+            # Ejected again and again while it is down, a second longer each time: then it gets its share again.
             await until(lambda: callers.by_body(callers.since(back_from)).keys() >= _bodies(3))
+            back_s = monotonic() - back_from
+            ejections = await metric(proxy, "envoy_cluster_outlier_detection_ejections_enforced_total")
     failed = callers.failures()
     note(record_property, "F1" if retries else "F1-no-retries", requests=len(callers.calls), failed=len(failed),
-         ejected_s=ejected_s)  # fmt: skip
+         ejected_s=ejected_s, down_s=back_from - killed_at, ejections=ejections, served_again_s=back_s)  # fmt: skip
     assert ejected_s < 2
-    # Without retries each request that met the dead endpoint before it was ejected fails, and not one more.
-    assert len(failed) == 0 if retries else len(failed) <= 10
+    # Without retries each request that met the dead endpoint before it was ejected fails: five for each ejection, and
+    # those that were on their way meanwhile.
+    assert len(failed) == 0 if retries else len(failed) <= 5 * ejections + 5
     assert callers.unsent == 0
 
 
