@@ -9,41 +9,39 @@ from bench.services import ECHO_HOST, LOCAL_ZONE, Place, Service
 ENVOY_H1 = "envoy-pair-h1"
 ENVOY_H2 = "envoy-pair-h2"
 ENVOY_TCP = "envoy-pair-tcp"
-_CLIENT, _SERVER = "client", "server"
+CLIENT, SERVER = "client", "server"
 
 
 def _pairs(settings: Settings, workspace: Workspace) -> list[Contender]:
     source = origin.start(workspace)
-    issued = certificates.issue(workspace.path / "certs", (_CLIENT, _SERVER))
+    issued = certificates.issue(workspace.path / "certs", (CLIENT, SERVER))
     contenders = []
     if settings.wants(DIRECT):
         contenders.append(Contender(DIRECT, Target(source.address, source.port, ECHO_HOST)))
     for name, inside in ((ENVOY_H1, "h1"), (ENVOY_H2, "h2")):
         if settings.wants(name):
-            server, inner = envoy.inbound_http(workspace, source.port, tls=(issued, _SERVER))
-            client, port = envoy.outbound_http(
-                workspace, [_behind(inner)], tls=(issued, _CLIENT, _SERVER), inside=inside
-            )
+            server, inner = envoy.inbound_http(workspace, source.port, tls=(issued, SERVER))
+            client, port = envoy.outbound_http(workspace, [_behind(inner)], tls=(issued, CLIENT, SERVER), inside=inside)
             contenders.append(Contender(name, Target("127.0.0.1", port, ECHO_HOST), (client, server)))
     if settings.wants(MESH):
-        contenders.append(_mesh_pair(workspace, source.port, issued, "HTTP"))
+        contenders.append(mesh_pair(workspace, source.port, issued, "HTTP"))
     return contenders
 
 
-def _mesh_pair(workspace: Workspace, origin_port: int, issued: certificates.Certificates, protocol: str) -> Contender:
+def mesh_pair(workspace: Workspace, origin_port: int, issued: certificates.Certificates, protocol: str) -> Contender:
     inner, port = workspace.port(), workspace.port()
     server = mesh.start(
         workspace,
         inner,
         mesh.inbound_resources(inner, origin_port, "STRICT", protocol),
-        account=_SERVER,
+        account=SERVER,
         certificates=issued,
     )
     client = mesh.start(
         workspace,
         port,
-        mesh.outbound_resources([_behind(inner)], port, protocol=protocol, server_account=_SERVER),
-        account=_CLIENT,
+        mesh.outbound_resources([_behind(inner)], port, protocol=protocol, server_account=SERVER),
+        account=CLIENT,
         certificates=issued,
     )
     return Contender(MESH, Target("127.0.0.1", port, ECHO_HOST), (client.group, server.group))
@@ -86,16 +84,16 @@ def pair_paced(settings: Settings, outcome: Outcome) -> None:
 def tcp_pair_c32(settings: Settings, outcome: Outcome) -> None:
     with Workspace(settings.pinned("split")) as workspace:
         source = origin.start(workspace)
-        issued = certificates.issue(workspace.path / "certs", (_CLIENT, _SERVER))
+        issued = certificates.issue(workspace.path / "certs", (CLIENT, SERVER))
         contenders = []
         if settings.wants(DIRECT):
             contenders.append(Contender(DIRECT, Target(source.address, source.port, ECHO_HOST)))
         if settings.wants(ENVOY_TCP):
-            server, inner = envoy.inbound_tcp(workspace, source.port, tls=(issued, _SERVER))
-            client, port = envoy.outbound_tcp(workspace, _behind(inner), tls=(issued, _CLIENT, _SERVER))
+            server, inner = envoy.inbound_tcp(workspace, source.port, tls=(issued, SERVER))
+            client, port = envoy.outbound_tcp(workspace, _behind(inner), tls=(issued, CLIENT, SERVER))
             contenders.append(Contender(ENVOY_TCP, Target("127.0.0.1", port, ECHO_HOST), (client, server)))
         if settings.wants(MESH):
-            contenders.append(_mesh_pair(workspace, source.port, issued, "TCP"))
+            contenders.append(mesh_pair(workspace, source.port, issued, "TCP"))
         compare(outcome, settings, contenders, flat_out(32), workspace)
     outcome.ratio(
         "TCP inside an mTLS pair, 32 connections: req/s over Envoy's pair", [ENVOY_TCP], "req_s", at_least=0.9
