@@ -17,6 +17,7 @@ import socket
 import ssl
 import struct
 from collections.abc import Callable, Iterable
+from time import monotonic
 from typing import Any
 
 HANDSHAKE_TIMEOUT_S = 15.0
@@ -55,29 +56,48 @@ class HandshakeError(ssl.SSLError):
         return self.sentence
 
 
+SESSION_RENEWAL_S = 1800.0
+"""A quarter of the lifetime of OpenSSL's tickets."""
+SESSION_GAP_S = 60.0
+"""Between two looks for a session where the last look found none, or the peer did not take it."""
+
+
 class SessionSlot:
     """The last session of one endpoint, so that the next connection need not prove everything again.
 
     One slot per (endpoint, identity): give it to every connection there. A session of an older context (before a
     rotation) is not used.
+
+    Reading SSLObject.session leaks a copy of it, 6 KiB (seen in CPython 3.11.2 and 3.11.7): a slot therefore looks
+    seldom, and not at every connection.
     """
 
-    __slots__ = ("_context", "_session")
+    __slots__ = ("_context", "_look_at", "_session")
 
     def __init__(self) -> None:
         self._context: ssl.SSLContext | None = None
         self._session: ssl.SSLSession | None = None
+        self._look_at = 0.0
+        """Not before this (monotonic seconds), unless the context is another."""
 
     def session_for(self, context: ssl.SSLContext) -> ssl.SSLSession | None:
         return self._session if self._context is context else None
 
-    def keep(self, context: ssl.SSLContext, session: ssl.SSLSession | None) -> None:
-        if session is not None and session.has_ticket:
-            self._context, self._session = context, session
+    def look(self, tls: ssl.SSLObject) -> None:
+        """Keep this connection's session, if it is time for another one."""
+        context = tls.context
+        now = monotonic()
+        if self._context is context and now < self._look_at:
+            return
+        session = tls.session
+        self._context = context
+        self._session = session if session is not None and session.has_ticket else None
+        self._look_at = now + (SESSION_RENEWAL_S if self._session is not None else SESSION_GAP_S)
 
     def clear(self) -> None:
-        """After a handshake failed: it may have been the session."""
-        self._context = self._session = None
+        """The session was refused, or the handshake with it failed."""
+        self._session = None
+        self._look_at = min(self._look_at, monotonic() + SESSION_GAP_S)
 
 
 class TlsTransport(asyncio.Transport, asyncio.Protocol):
@@ -103,6 +123,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         "_lower",
         "_lower_write",
         "_obj",
+        "_offered_session",
         "_on_done",
         "_outgoing",
         "_read",
@@ -130,13 +151,15 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         """
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
+        session = slot.session_for(context) if slot is not None else None
+        self._offered_session = session is not None
         try:
             self._obj = context.wrap_bio(
                 self._incoming,
                 self._outgoing,
                 server_side=is_server,
                 server_hostname=server_name or None,
-                session=slot.session_for(context) if slot is not None else None,
+                session=session,
             )
         except (TypeError, ValueError, ssl.SSLError):
             raise HandshakeError("BAD_SERVER_NAME", f"{server_name!r} cannot be a TLS server name") from None
@@ -276,6 +299,8 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         on_done, self._on_done = self._on_done, None
         self._verify = None
         if error is None:
+            if self._offered_session and not self._obj.session_reused and self._slot is not None:
+                self._slot.clear()
             self._app_data_received = self._app.data_received
             self._app_is_made = True
             self._app.connection_made(self)
@@ -377,7 +402,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
 
     def _keep_session(self) -> None:
         if self._slot is not None:
-            self._slot.keep(self._obj.context, self._obj.session)
+            self._slot.look(self._obj)
 
     def _flush(self) -> None:
         data = self._outgoing.read()

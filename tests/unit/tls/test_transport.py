@@ -520,6 +520,23 @@ async def test_a_slot_lets_the_next_connection_resume_until_the_context_changes(
     assert reused == [False, True, False]
 
 
+async def test_a_slot_that_holds_a_session_takes_no_other_for_half_an_hour() -> None:
+    slot = SessionSlot()  # each look costs 6 KiB for good (CPython): one a connection would be a leak
+    kept = []
+    async with serving() as served:
+        for _ in range(4):
+            client = await connect(served, slot=slot)
+            server = await served.app()
+            server.transport.write(b"!")
+            await client.until_data(b"!")
+            client.transport.close()
+            await server.until_call("lost")
+            await client.until_call("lost")
+            kept.append(slot.session_for(CLIENT_CONTEXT))
+    assert kept[0] is not None
+    assert all(session is kept[0] for session in kept)
+
+
 async def test_a_failed_handshake_forgets_the_session() -> None:
     slot = SessionSlot()
     async with serving() as served:
