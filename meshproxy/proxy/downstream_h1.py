@@ -300,7 +300,7 @@ class DownstreamConnection(asyncio.Protocol):
         self._keeps_alive = False
         stream = self.stream
         if stream.is_active:
-            had_answered = stream.response_started
+            had_answered = stream.response_head_bytes > 0
             stream.cancel(ResponseFlag.DOWNSTREAM_PROTOCOL_ERROR, error.detail)
             if had_answered:
                 self.transport.abort()
@@ -338,6 +338,10 @@ class DownstreamConnection(asyncio.Protocol):
             self.transport.close()
 
     # ── answering (proxy.http_stream.Downstream) ──
+
+    @property
+    def protocol(self) -> str:
+        return "HTTP/1.1" if self._head is None or self._head.minor else "HTTP/1.0"
 
     def send_response(self, head: ResponseHead, extra: bytes, body: bytes, is_complete: bool) -> None:
         framing = head.body

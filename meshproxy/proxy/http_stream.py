@@ -10,8 +10,7 @@ Source: Envoy router filter (retries, timeouts, local replies), HTTP connection 
 from time import monotonic, time
 from typing import Any, Protocol
 
-from meshproxy.codec.chunked import LAST_CHUNK, chunk, last_chunk
-from meshproxy.codec.http1 import CHUNKED, NO_BODY, RequestHead, ResponseHead, fields, replace_host, without_field
+from meshproxy.codec.http1 import NO_BODY, RequestHead, ResponseHead, fields, replace_host, without_field
 from meshproxy.model.cluster import Cluster
 from meshproxy.model.response_flag import ResponseFlag
 from meshproxy.model.route import RetryPolicy
@@ -40,6 +39,10 @@ class Downstream(Protocol):
 
     deadline: float
     transport: Any
+
+    @property
+    def protocol(self) -> str:
+        """`HTTP/1.1`, as the access log says it."""
 
     def send_response(self, head: ResponseHead, extra: bytes, body: bytes, is_complete: bool) -> None: ...
     def send_local_reply(self, reply: LocalReply, extra: bytes) -> None: ...
@@ -82,8 +85,10 @@ class HttpStream:
         "replay",
         "replay_bytes",
         "request_bytes",
+        "request_id",
+        "request_trailers",
         "response_bytes",
-        "response_started",
+        "response_head_bytes",
         "route",
         "started",
         "state",
@@ -116,12 +121,15 @@ class HttpStream:
         self.started = now
         self.is_active = True
         self.is_request_complete = head.body == NO_BODY
-        self.response_started = self.is_tunnel = False
+        self.is_tunnel = False
+        self.response_head_bytes = 0  # until the upstream's response begins to go out
         self.attempt = 0
         self.status = 0
         self.flag = _NONE
         self.details = "via_upstream"
         self.request_bytes = head.length
+        self.request_id = b""
+        self.request_trailers = b""
         self.response_bytes = 0
         self.queue: list[bytes] | None = None
         self.replay: list[bytes] | None = None
@@ -229,23 +237,27 @@ class HttpStream:
             return
         self.connection = connection
         head = self.head
-        data = self._request_head(head)
+        path, block, suffix = self._request_head(head)
+        body = b""
         queue, self.queue = self.queue, None
         if self.replay:  # all that has come of the body, whichever attempt this is
-            data = b"".join((data, *self.replay))
+            body = b"".join(self.replay)
             if self.replay_bytes > MAX_REPLAY_BYTES:
                 self.replay = None
             self.down.resume_body()
         elif queue:
-            data = b"".join((data, *queue))
+            body = b"".join(queue)
             self.down.resume_body()
         retry = self.route.retry  # type: ignore[union-attr]  # a stream with a connection has a route
         if retry is not None and retry.per_try_timeout_s:
             self.try_timeout_at = monotonic() + retry.per_try_timeout_s
             self.down.deadline = min(self.down.deadline, self.try_timeout_at)
-        connection.send(self, data, head.method == b"HEAD")
+        connection.send(self, head, path, block, suffix)
+        if body or (self.is_request_complete and head.body != NO_BODY):
+            connection.send_body(body, self.is_request_complete, self.request_trailers)
 
-    def _request_head(self, head: RequestHead) -> bytes:
+    def _request_head(self, head: RequestHead) -> tuple[bytes, bytes, bytes]:
+        """(path, block, suffix): the field lines to send are block + suffix; how a message is framed is not among them."""
         route: Any = self.route
         target: Any = self.target
         path, block = head.path, head.block
@@ -260,16 +272,16 @@ class HttpStream:
         if not head.is_plain or self.attempt > 1 or listener.is_gateway or self.peer.xfcc:
             block, suffix = self._special(head, block, suffix)
         if not head.has_request_id:
-            # Given once, so that every attempt and both access-log lines of a hop say the same id.
-            head.has_request_id = True
-            request_id = b"\r\nx-request-id: " + self.state.request_id()
-            head.block += request_id
-            suffix += request_id
+            # Given once, so that every attempt and both access-log lines of a hop say the same id. The head is not
+            # ours to change: an HTTP/2 connection gives equal requests the same one.
+            if not self.request_id:
+                self.request_id = self.state.request_id()
+            suffix += b"\r\nx-request-id: " + self.request_id
         if route.rewrite is not None or route.request_ops is not None or target.request_ops is not None:
             # Last, so that a route has its say about what the proxy adds, too.
             path, block = self._rewritten(head, block + suffix, route, target)
             suffix = b""
-        return b"%b %b HTTP/1.1%b%b\r\n\r\n" % (head.method, path, block, suffix)
+        return path, block, suffix
 
     def _special(self, head: RequestHead, block: bytes, suffix: bytes) -> tuple[bytes, bytes]:
         """Block and suffix of a request that has more to it than the usual fields."""
@@ -284,12 +296,8 @@ class HttpStream:
             suffix = suffix.replace(b"proto: http", b"proto: " + head.forwarded_proto)
         if self.attempt > 1:
             suffix = suffix.replace(b"x-envoy-attempt-count: 1", b"x-envoy-attempt-count: %d" % self.attempt)
-        if head.body == CHUNKED:
-            suffix += b"\r\ntransfer-encoding: chunked"
         if head.te_trailers:
             suffix += b"\r\nte: trailers"
-        if head.upgrade:
-            suffix += b"\r\nconnection: upgrade\r\nupgrade: " + head.upgrade
         return block, suffix
 
     def _rewritten(
@@ -327,16 +335,12 @@ class HttpStream:
         self.request_bytes += len(data)
         if is_complete:
             self.is_request_complete = True
-        if self.head.body == CHUNKED:
-            if data:
-                data = chunk(data)
-            if is_complete:
-                data = data + last_chunk(trailers) if trailers else data + LAST_CHUNK
+            self.request_trailers = trailers
         connection = self.connection
         if connection is not None:
-            if self.replay is not None and not self.response_started:
+            if self.replay is not None and not self.response_head_bytes:
                 self._remember(data)
-            connection.transport.write(data)
+            connection.send_body(data, is_complete, trailers)
             if not is_complete:
                 self.down.deadline = min(self.timeout_at, self.try_timeout_at, monotonic() + self.idle_timeout_s)
         elif self.endpoint is not None or self._retry_handle is not None:
@@ -381,8 +385,8 @@ class HttpStream:
             self._count_outcome(status)
         if route.retry is not None and status >= 400 and self._retry_status(status, head):
             return
-        self.response_started = True
         self.status = status
+        self.response_head_bytes = head.length
         self.response_bytes = head.length + len(body)
         now = monotonic()
         took_ms = self.upstream_ms = int((now - self.started) * 1000)
@@ -427,22 +431,24 @@ class HttpStream:
 
     def on_upstream_lost(self, detail: str, has_answered: bool) -> None:
         """The connection is gone before the response was whole."""
-        connection, self.connection = self.connection, None
-        cluster, endpoint = self.cluster, self.endpoint
+        cluster, endpoint, connection = self.cluster, self.endpoint, self.connection
         assert cluster is not None and endpoint is not None
         if self.is_tunnel:
             self.flag = ResponseFlag.UPSTREAM_CLOSED.value
             self._finish_accounting(monotonic())
+            self.connection = None
             self.down.abort()
             return
-        if self.response_started:
+        if self.response_head_bytes:
             # Bytes are out: the only honest end is an incomplete message (never a short 200).
             self.flag = ResponseFlag.UPSTREAM_CLOSED.value
             self.details = f"upstream_reset_after_response_started{{{detail}}}"
             self.state.report(cluster.key, endpoint.key, 3)
-            self.down.abort()
             self._finish_accounting(monotonic())
+            self.connection = None
+            self.down.abort()
             return
+        self.connection = None
         cluster.counters.upstream_rq_rx_reset += 1
         if (
             not has_answered
@@ -568,11 +574,11 @@ class HttpStream:
 
     def _complete(self, now: float) -> None:
         """The response is whole and out."""
+        self._finish_accounting(now)  # before the connection goes: the log asks it for its address
         connection = self.connection
         if connection is not None:
             self.connection = None
             connection.release(self.is_request_complete, now)
-        self._finish_accounting(now)
         self.down.stream_done(now)
 
     def _finish_accounting(self, now: float) -> None:
@@ -617,7 +623,6 @@ class HttpStream:
             self.flag = reply.flag.value if self.flag is _NONE else f"{reply.flag.value},{self.flag}"
         self.details = reply.details
         self.response_bytes = len(reply.body)
-        self.response_started = True
         self.down.send_local_reply(reply, extra)
         now = monotonic()
         self._finish_accounting(now)
@@ -646,7 +651,7 @@ class HttpStream:
     def on_deadline(self, now: float) -> None:
         """The downstream's deadline passed while we are active."""
         cluster, endpoint = self.cluster, self.endpoint
-        if now >= self.try_timeout_at and now < self.timeout_at and not self.response_started:
+        if now >= self.try_timeout_at and now < self.timeout_at and not self.response_head_bytes:
             self.try_timeout_at = NEVER
             if cluster is not None:
                 cluster.counters.upstream_rq_per_try_timeout += 1
@@ -656,12 +661,12 @@ class HttpStream:
             self._retry_or_fail("per-try-timeout", local_reply.UPSTREAM_TIMEOUT)
             return
         is_timeout = now >= self.timeout_at
-        if is_timeout and cluster is not None and not self.response_started:
+        if is_timeout and cluster is not None and not self.response_head_bytes:
             cluster.counters.upstream_rq_timeout += 1
             if endpoint is not None and self.is_request_complete:
                 self.state.report(cluster.key, endpoint.key, 2)
         self._drop_upstream()
-        if self.response_started:
+        if self.response_head_bytes:
             self.flag = (ResponseFlag.UPSTREAM_TIMEOUT if is_timeout else ResponseFlag.STREAM_IDLE).value
             self.details = "response_timeout" if is_timeout else "stream_idle_timeout"
             self.down.abort()
@@ -676,7 +681,7 @@ class HttpStream:
         self._drop_upstream()
         self.flag = flag.value
         self.details = details
-        if not self.response_started:
+        if not self.response_head_bytes:
             self.status = 0
         if self.cluster is not None:
             self.cluster.counters.upstream_rq_cancelled += 1
@@ -708,7 +713,7 @@ class HttpStream:
     def _start_tunnel(self, head: ResponseHead, extra: bytes) -> None:
         if head.status == 101 and not self.head.upgrade:
             self._drop_upstream()
-            self.response_started = False
+            self.response_head_bytes = 0
             self.reply(local_reply.upstream_lost("upstream.unexpected_upgrade"))
             return
         self.is_tunnel = True
@@ -738,7 +743,7 @@ class HttpStream:
         self.request_bytes += len(data)
         self.down.deadline = monotonic() + self.idle_timeout_s
         if self.connection is not None:
-            self.connection.transport.write(data)
+            self.connection.send_tunnel(data)
 
     def on_downstream_eof(self) -> None:
         if not self.is_tunnel or self.connection is None:
@@ -746,15 +751,15 @@ class HttpStream:
         self.has_downstream_eof = True
         if self.has_upstream_eof:
             self._end_tunnel()
-        elif not self.connection.transport.is_closing():
-            self.connection.transport.write_eof()
+        else:
+            self.connection.send_eof()
 
     def _end_tunnel(self) -> None:
         """Both halves are over, and neither side will say more: it is ours to close."""
+        self._finish_accounting(monotonic())
         connection, self.connection = self.connection, None
         assert connection is not None
         connection.end_tunnel()
-        self._finish_accounting(monotonic())
         self.down.close()
 
     # ── the log ──
@@ -770,14 +775,14 @@ class HttpStream:
                 (now - self.started) * 1000,
                 head.method,
                 head.path,
-                "HTTP/1.1" if head.minor else "HTTP/1.0",
+                self.down.protocol,
                 self.status,
                 self.flag,
                 self.details,
                 None,
                 self.failure_reason,
                 self.request_bytes - head.length,
-                self.response_bytes,
+                self.response_bytes - self.response_head_bytes,
                 self.upstream_ms,
                 None,
                 None,
@@ -790,7 +795,7 @@ class HttpStream:
                 _address(down_transport.get_extra_info("peername")),
                 None,
                 self.route.name if self.route is not None else None,
-                head.headers(),
+                [*head.headers(), (b"x-request-id", self.request_id)] if self.request_id else head.headers(),
                 None,
                 self.peer.principal or None,
                 None,
