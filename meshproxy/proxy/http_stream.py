@@ -257,7 +257,7 @@ class HttpStream:
             connection.send_body(body, self.is_request_complete, self.request_trailers)
 
     def _request_head(self, head: RequestHead) -> tuple[bytes, bytes, bytes]:
-        """(path, block, suffix): the field lines to send are block + suffix; how a message is framed is not among them."""
+        """(path, block, suffix): the field lines to send are block + suffix; framing is the connection's."""
         route: Any = self.route
         target: Any = self.target
         path, block = head.path, head.block

@@ -8,8 +8,8 @@ import asyncio
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
-from meshproxy.codec.chunked import ChunkedReader
-from meshproxy.codec.http1 import CHUNKED, UNTIL_CLOSE, ResponseHead, response_head
+from meshproxy.codec.chunked import ChunkedReader, chunk, last_chunk
+from meshproxy.codec.http1 import CHUNKED, UNTIL_CLOSE, RequestHead, ResponseHead, response_head
 from meshproxy.errors import RemoteProtocolError
 from meshproxy.upstream.worker_state import NEVER
 
@@ -48,6 +48,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_chunked",
         "_informational",
         "_informational_of",
+        "_is_chunking",
         "_is_head_request",
         "_is_paused",
         "_is_write_paused",
@@ -70,6 +71,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._buffer = b""
         self._chunked: ChunkedReader | None = None
         self._is_head_request = False
+        self._is_chunking = False
         self._is_paused = False
         self._is_write_paused = False
         self._informational = 0
@@ -80,14 +82,40 @@ class UpstreamConnection(asyncio.Protocol):
 
     # ── the owner's side ──
 
-    def send(self, stream: Stream, data: bytes, is_head_request: bool) -> None:
-        """Begin a request: `data` is its head, with as much of the body as is there."""
+    def send(self, stream: Stream, head: RequestHead, path: bytes, block: bytes, suffix: bytes) -> None:
+        """Begin a request; its body follows in send_body. block and suffix: field lines, each preceded by CRLF."""
         self.stream = stream
         self.deadline = NEVER
         self.requests += 1
         self._left = _HEAD
-        self._is_head_request = is_head_request
+        method = head.method
+        self._is_head_request = method == b"HEAD"
+        self._is_chunking = False
+        if not head.is_plain:
+            if head.body == CHUNKED:
+                self._is_chunking = True
+                suffix += b"\r\ntransfer-encoding: chunked"
+            if head.upgrade:
+                suffix += b"\r\nconnection: upgrade\r\nupgrade: " + head.upgrade
+        self.transport.write(b"%b %b HTTP/1.1%b%b\r\n\r\n" % (method, path, block, suffix))
+
+    def send_body(self, data: bytes, is_complete: bool, trailers: bytes) -> None:
+        """A piece of the body, decoded. trailers: field lines, each ending CRLF; only a chunked body has them."""
+        if self._is_chunking:
+            if data:
+                data = chunk(data)
+            if is_complete:
+                data += last_chunk(trailers)
+        if data:
+            self.transport.write(data)
+
+    def send_tunnel(self, data: bytes) -> None:
         self.transport.write(data)
+
+    def send_eof(self) -> None:
+        """The downstream ended its side of a tunnel."""
+        if not self.transport.is_closing():
+            self.transport.write_eof()
 
     def start_tunnel(self) -> None:
         """From now on bytes are not HTTP (after 101, or 2xx to CONNECT)."""
