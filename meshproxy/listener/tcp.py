@@ -140,7 +140,7 @@ class TcpListener:
             self.runtime.counters.no_filter_chain_match += 1
             _reset(connection)
         else:
-            self._start(connection, None, lambda: self._tcp(self.runtime.plain_peer, route))
+            self._start(connection, None, lambda: self._tcp(self.runtime.plain_peer, route, name))
         return True
 
     def _serve(self, connection: socket.socket, context: ssl.SSLContext | None) -> None:
@@ -161,8 +161,8 @@ class TcpListener:
             factory = lambda: self._tcp(peer, route)  # noqa: E731
         self._start(connection, context, factory)
 
-    def _tcp(self, peer: PeerContext | None, route: L4Route) -> TcpSession:
-        return TcpSession(self.runtime, peer, route.cluster_key(self.runtime.state.draw()))
+    def _tcp(self, peer: PeerContext | None, route: L4Route, server_name: str | None = None) -> TcpSession:
+        return TcpSession(self.runtime, peer, route.cluster_key(self.runtime.state.draw()), server_name)
 
     def _start(
         self, connection: socket.socket, context: ssl.SSLContext | None, factory: Callable[[], asyncio.Protocol]
@@ -180,7 +180,13 @@ class TcpListener:
             if context is None:
                 await loop.connect_accepted_socket(factory, connection)
             else:
-                await accept_tls(factory, connection, context, handshake_timeout_s=TLS_HANDSHAKE_TIMEOUT_S)
+                await accept_tls(
+                    factory,
+                    connection,
+                    context,
+                    handshake_timeout_s=TLS_HANDSHAKE_TIMEOUT_S,
+                    keeps_server_name=self.runtime.state.access_log is not None,
+                )
                 counters.ssl_handshake += 1
         except HandshakeError as error:
             counters.ssl_connection_error += 1

@@ -20,6 +20,7 @@ from meshproxy.proxy.listener_runtime import ListenerRuntime, PeerContext
 from meshproxy.proxy.local_reply import LocalReply
 from meshproxy.route.rewrite import apply_ops, redirect_location, rewrite_path
 from meshproxy.route.table import CompiledCluster, CompiledRoute
+from meshproxy.telemetry.access_log import local_address, remote_address, tls_version
 from meshproxy.upstream.cluster_runtime import ClusterRuntime, EndpointRuntime
 from meshproxy.upstream.connect import ConnectError
 from meshproxy.upstream.connection_h1 import HIGH_WATER_BYTES, UpstreamConnection
@@ -768,7 +769,7 @@ class HttpStream:
         log = self.state.access_log
         assert log is not None
         head = self.head
-        down_transport = self.down.transport
+        downstream = self.down.transport
         log.append(
             (
                 time() - (now - self.started),
@@ -790,23 +791,19 @@ class HttpStream:
                 head.authority,
                 self.endpoint_key,
                 self.cluster.cluster.name if self.cluster is not None else None,
-                None,
-                _address(down_transport.get_extra_info("sockname")),
-                _address(down_transport.get_extra_info("peername")),
-                None,
+                local_address(self.connection.transport) if self.connection is not None else None,
+                local_address(downstream),
+                remote_address(downstream),
+                downstream.get_extra_info("requested_server_name"),
                 self.route.name if self.route is not None else None,
                 [*head.headers(), (b"x-request-id", self.request_id)] if self.request_id else head.headers(),
                 None,
-                self.peer.principal or None,
-                None,
+                self.peer.principal if self.peer.is_mtls else None,
+                tls_version(downstream),
                 self.attempt,
                 self.listener.workload.workload.id,
             )
         )
-
-
-def _address(name: object) -> str | None:
-    return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else str(name) if name else None
 
 
 _retries: dict[RetryPolicy, CompiledRetry] = {}

@@ -9,6 +9,7 @@ from typing import Any
 
 from meshproxy.model.response_flag import ResponseFlag
 from meshproxy.proxy.listener_runtime import ListenerRuntime, PeerContext
+from meshproxy.telemetry.access_log import local_address, remote_address, tls_version
 from meshproxy.telemetry.recorder import TcpSeries
 from meshproxy.upstream.cluster_runtime import ClusterRuntime, EndpointRuntime
 from meshproxy.upstream.connect import ConnectError, reset
@@ -44,16 +45,20 @@ class TcpSession(asyncio.Protocol):
         "peer",
         "received",
         "sent",
+        "server_name",
         "transport",
         "upstream",
     )
 
-    def __init__(self, listener: ListenerRuntime, peer: PeerContext | None, cluster_key: str) -> None:
-        """peer: None where TLS will tell it."""
+    def __init__(
+        self, listener: ListenerRuntime, peer: PeerContext | None, cluster_key: str, server_name: str | None = None
+    ) -> None:
+        """peer: None where TLS will tell it. server_name: asked for in TLS that is passed through."""
         self.listener = listener
         self.peer = peer or listener.plain_peer
         self._must_authenticate = peer is None
         self.cluster_key = cluster_key
+        self.server_name = server_name
         self.cluster: ClusterRuntime | None = None
         self.endpoint: EndpointRuntime | None = None
         self.upstream: TcpUpstream | None = None
@@ -251,7 +256,7 @@ class TcpSession(asyncio.Protocol):
     def _log(self, endpoint: EndpointRuntime | None) -> None:
         log = self.listener.state.access_log
         assert log is not None
-        upstream = self.upstream
+        upstream, downstream = self.upstream, self.transport
         duration_s = monotonic() - self._started
         log.append(
             (
@@ -274,15 +279,15 @@ class TcpSession(asyncio.Protocol):
                 None,
                 endpoint.key if endpoint is not None else None,
                 self.cluster.cluster.name if self.cluster is not None else None,
-                None,  # addresses, server name, route
-                None,
-                None,
-                None,
-                None,
+                local_address(upstream.transport) if upstream is not None else None,
+                local_address(downstream),
+                remote_address(downstream),
+                self.server_name or downstream.get_extra_info("requested_server_name"),
+                None,  # route
                 None,  # headers
                 None,
-                self.peer.principal or None,
-                None,
+                self.peer.principal if self.peer.is_mtls else None,
+                tls_version(downstream),
                 self._attempts,
                 self.listener.workload.workload.id,
             )

@@ -15,11 +15,14 @@ import stat
 import time
 from collections.abc import Callable, Sequence
 from operator import itemgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from meshproxy.errors import ConfigError
 from meshproxy.model.listener import AccessLogPolicy
 from meshproxy.telemetry.recorder import ProcessCounters
+
+if TYPE_CHECKING:
+    import asyncio
 
 Headers = Sequence[tuple[bytes, bytes]]
 Value = int | str | bytes | None
@@ -133,6 +136,31 @@ _REOPEN_S = 5.0
 _PIPE_ATOMIC_BYTES = 4096  # PIPE_BUF: up to here the lines of two workers in one pipe never mix
 _WRITE_BYTES = 1 << 16
 _NEWLINE = 10
+
+# ── what a connection tells ──
+
+
+def local_address(transport: "asyncio.BaseTransport") -> str | None:
+    """Our end's address and port, or path; also of a connection that is over."""
+    return _written(transport.get_extra_info("sockname"))
+
+
+def remote_address(transport: "asyncio.BaseTransport") -> str | None:
+    return _written(transport.get_extra_info("peername"))
+
+
+def _written(name: object) -> str | None:
+    if isinstance(name, tuple):
+        return f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
+    return str(name) if name else None
+
+
+def tls_version(transport: "asyncio.BaseTransport") -> str | None:
+    """TLSv1.2 or TLSv1.3; None on plaintext."""
+    tls: Any = transport.get_extra_info("ssl_object")
+    version: str | None = tls.version() if tls is not None else None
+    return version
+
 
 # ── values ──
 

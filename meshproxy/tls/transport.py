@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Any
 
+from meshproxy.tls.client_hello import ClientHello, ClientHelloReader
+
 HANDSHAKE_TIMEOUT_S = 15.0
 MAX_HANDSHAKE_BYTES = 32 * 1024
 """Of one peer. A hello and a chain of four RSA-4096 certificates come to 8 KiB; a chain of a hundred is refused before
@@ -116,6 +118,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         "_handshake_bytes",
         "_handshake_timeout_s",
         "_has_eof",
+        "_hello",
         "_incoming",
         "_is_closing",
         "_is_handshaking",
@@ -127,6 +130,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         "_on_done",
         "_outgoing",
         "_read",
+        "_requested_server_name",
         "_slot",
         "_timer",
         "_verify",
@@ -144,8 +148,10 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         slot: SessionSlot | None = None,
         on_done: Callable[["HandshakeError | None"], None] | None = None,
         handshake_timeout_s: float = HANDSHAKE_TIMEOUT_S,
+        keeps_server_name: bool = False,
     ) -> None:
         """on_done: called once, with None after app.connection_made, or with the reason why there will be none.
+        keeps_server_name: a server's get_extra_info("requested_server_name") is what the client asked for.
 
         HandshakeError where server_name cannot be one (a NUL, a leading dot, over 255 bytes).
         """
@@ -176,6 +182,9 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         self._lower_write: Callable[[bytes], None] = _nobody
         self._timer: asyncio.TimerHandle | None = None
         self._is_handshaking = True
+        # Read by ourselves: a name that is not ASCII makes Python's sni_callback end the handshake with a traceback.
+        self._hello = ClientHelloReader() if keeps_server_name else None
+        self._requested_server_name: str | None = None
         self._handshake_bytes = 0
         self._control_bytes = 0
         self._is_closing = False
@@ -200,6 +209,8 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             self._handshake_bytes += len(data)
             if self._is_closing:
                 return
+            if self._hello is not None:
+                self._hello.feed(data)
             incoming.write(data[:room] if len(data) > room else data)
             self._handshake()
             if len(data) > room:  # what a client has to say may follow its last flight at once, and be long
@@ -298,6 +309,10 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             self._timer = None
         on_done, self._on_done = self._on_done, None
         self._verify = None
+        if self._hello is not None:
+            hello = self._hello.feed(b"")
+            self._requested_server_name = hello.server_name if isinstance(hello, ClientHello) else None
+            self._hello = None
         if error is None:
             if self._offered_session and not self._obj.session_reused and self._slot is not None:
                 self._slot.clear()
@@ -504,7 +519,8 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         return protocol
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """ssl_object, sslcontext, peercert, cipher as asyncio has them; others are the TCP transport's."""
+        """ssl_object, sslcontext, peercert, cipher as asyncio has them; requested_server_name (None where it was not
+        kept, or not asked for); others are the TCP transport's."""
         if name == "ssl_object":
             return self._obj
         if name == "sslcontext":
@@ -513,6 +529,8 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             return self._obj.getpeercert()
         if name == "cipher":
             return self._obj.cipher()
+        if name == "requested_server_name":
+            return self._requested_server_name
         return self._lower.get_extra_info(name, default)
 
 
@@ -542,6 +560,7 @@ async def accept_tls(
     *,
     verify: Verify | None = None,
     handshake_timeout_s: float = HANDSHAKE_TIMEOUT_S,
+    keeps_server_name: bool = False,
 ) -> tuple[TlsTransport, asyncio.Protocol]:
     """Serve TLS on an accepted socket, as loop.connect_accepted_socket(…, ssl=context); HandshakeError or OSError."""
     loop = asyncio.get_running_loop()
@@ -554,6 +573,7 @@ async def accept_tls(
         verify=verify,
         on_done=lambda error: _settle(done, error),
         handshake_timeout_s=handshake_timeout_s,
+        keeps_server_name=keeps_server_name,
     )
     await loop.connect_accepted_socket(lambda: tls, connection)
     return await _until(done, tls), app
