@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from bench import bodies, change, footprint, http1, idle, pairs, report, soak, survival, tcp
+from bench import bodies, change, footprint, http1, idle, overload, pairs, report, soak, survival, tcp
 from bench.case import Outcome, Settings, say
 from bench.process import PINNINGS, BenchError
 
-_MODULES = (http1, pairs, tcp, footprint, idle, bodies, change, survival, soak)
+_MODULES = (http1, pairs, tcp, footprint, idle, bodies, overload, change, survival, soak)
 CASES = {case.name: case for module in _MODULES for case in module.CASES}
+
+_ROUND_S = 3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("cases", nargs="*", metavar="CASE", help="cases to run; none: all but the longest (see --list)")
     parser.add_argument("--list", action="store_true", help="print the cases and what each asks")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (default 5)")
-    parser.add_argument("--seconds", type=int, default=3, help="seconds of load a round (default 3)")
+    parser.add_argument("--seconds", type=int, help="seconds of load a round (default 3), or of overload (default 60)")
     parser.add_argument("--minutes", type=float, default=30.0, help="length of the soak (default 30)")
     parser.add_argument("--contenders", default="", help="comma-separated: only these (direct,envoy,haproxy,meshproxy)")
     parser.add_argument(
@@ -50,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     unknown = [name for name in options.cases if name not in CASES]
     if unknown:
         parser.error(f"no such case: {', '.join(unknown)} (see --list)")
-    if options.rounds < 1 or options.seconds < 1 or options.minutes < 0.5:
+    if options.rounds < 1 or (options.seconds is not None and options.seconds < 1) or options.minutes < 0.5:
         parser.error("--rounds and --seconds must be at least 1, --minutes at least 0.5")
     needed, absent = _missing_programs()
     if needed:
@@ -60,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"bench: {name} is not installed, so its rows are left out; `make bench` installs it")
     settings = Settings(
         rounds=options.rounds,
-        seconds=options.seconds,
+        seconds=options.seconds or _ROUND_S,
+        own_seconds=options.seconds,
         minutes=options.minutes,
         contenders=frozenset(filter(None, options.contenders.split(","))),
         pinning=options.pinning,

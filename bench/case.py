@@ -17,6 +17,8 @@ MESH = "meshproxy"
 class Settings:
     rounds: int = 5
     seconds: int = 3
+    own_seconds: int | None = None
+    """The same where it was asked for, for a case that would otherwise take another length; None: not asked for."""
     minutes: float = 30.0
     """Of the soak."""
     contenders: frozenset[str] = frozenset()

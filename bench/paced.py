@@ -17,15 +17,16 @@ _PR_SET_TIMERSLACK = 29
 
 
 class Connection:
-    """One keep-alive connection with at most one request in flight."""
+    """One keep-alive connection with at most one request in flight. head: of the last response."""
 
-    __slots__ = ("buffer", "due", "needed", "socket")
+    __slots__ = ("buffer", "due", "head", "needed", "socket")
 
     def __init__(self, address: tuple[str, int]) -> None:
         self.socket = socket.create_connection(address, 5)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket.setblocking(False)
         self.buffer = b""
+        self.head = b""
         self.needed = -1
         self.due = 0.0
 
@@ -47,7 +48,8 @@ class Connection:
             end = self.buffer.find(b"\r\n\r\n")
             if end < 0:
                 return None
-            self.needed = end + 4 + content_length(self.buffer[:end])
+            self.head = self.buffer[:end]
+            self.needed = end + 4 + content_length(self.head)
         if len(self.buffer) < self.needed:
             return None
         status = int(self.buffer[9:12])
