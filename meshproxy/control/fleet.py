@@ -36,7 +36,6 @@ from meshproxy.control.messages import (
     Results,
 )
 from meshproxy.control.sockets import ListeningSockets
-from meshproxy.model.address import SocketAddress
 from meshproxy.model.cluster import Cluster, Discovery
 from meshproxy.model.endpoint import LocalityEndpoints
 from meshproxy.snapshot.snapshot import EMPTY_SNAPSHOT, Snapshot
@@ -236,9 +235,8 @@ class Fleet:
     def _with_sockets(self, slot: int, messages: Iterator[object]) -> Iterator[Item]:
         for message in messages:
             if isinstance(message, PutListener):
-                address = SocketAddress(message.listener.address, message.listener.port)
                 try:
-                    yield message, self._sockets.get(address, slot)
+                    yield message, self._sockets.get(message.listener.socket_address, slot)
                 except KeyError:
                     continue  # removed again before this worker's turn; the update that removed it follows
             else:

@@ -51,6 +51,7 @@ class KeepSocket:
 
     address: str
     port: int
+    is_udp: bool
     slot: int
 
 
@@ -58,6 +59,7 @@ class KeepSocket:
 class DropSocket:
     address: str
     port: int
+    is_udp: bool
 
 
 @dataclass(slots=True)

@@ -392,10 +392,10 @@ class Control:
             await asyncio.sleep(every_s)
 
     def _keep_socket(self, address: SocketAddress, slot: int, sock: socket.socket) -> None:
-        self._tell_supervisor(KeepSocket(address.host, address.port, slot), sock.fileno())
+        self._tell_supervisor(KeepSocket(address.host, address.port, address.is_udp, slot), sock.fileno())
 
     def _drop_socket(self, address: SocketAddress) -> None:
-        self._tell_supervisor(DropSocket(address.host, address.port))
+        self._tell_supervisor(DropSocket(address.host, address.port, address.is_udp))
 
     def _tell_supervisor(self, message: object, descriptor: int | None = None) -> None:
         try:

@@ -14,8 +14,6 @@ from time import perf_counter
 from meshproxy.control.fleet import Fleet
 from meshproxy.control.sockets import ListeningSockets
 from meshproxy.control.store import ResourceStore
-from meshproxy.model.address import SocketAddress
-from meshproxy.model.listener import Listener
 from meshproxy.resources.document import Resource
 from meshproxy.resources.problems import ConfigProblem, Severity
 from meshproxy.snapshot.snapshot import EMPTY_SNAPSHOT, Snapshot
@@ -130,7 +128,7 @@ class Publisher:
         await self._send(translated, took_s)
 
     async def _send(self, translated: Snapshot, took_s: float) -> None:
-        wanted = {_address_of(listener) for listener in translated.listeners.values()}
+        wanted = {listener.socket_address for listener in translated.listeners.values()}
         before = self._fleet.current
         snapshot = self._with_bound_listeners(translated)
         if self.bind_failures and self.on_failed_start is not None:
@@ -160,7 +158,7 @@ class Publisher:
         """The snapshot without the listeners that cannot be had now; they are tried again later."""
         failures: dict[str, str] = {}
         for name, listener in snapshot.listeners.items():
-            why_not = self._sockets.bind(_address_of(listener))
+            why_not = self._sockets.bind(listener.socket_address)
             if why_not is not None:
                 failures[name] = why_not
                 if self.bind_failures.get(name) != why_not and self.on_failed_start is None:
@@ -192,7 +190,3 @@ class Publisher:
             if sentence not in self._logged:
                 _log.log(logging.ERROR if severity is Severity.ERROR else logging.WARNING, "%s", sentence)
         self._logged = frozenset(sentences)
-
-
-def _address_of(listener: Listener) -> SocketAddress:
-    return SocketAddress(listener.address, listener.port)

@@ -1,7 +1,7 @@
 """The listening sockets: bound here, used by the workers.
 
-One SO_REUSEPORT socket per address and worker slot, kept open here, so that the accept queue of a worker that dies
-waits for its replacement instead of being reset. A unix path has one socket that all slots share.
+One SO_REUSEPORT socket per address and worker slot, kept open here, so that the accept queue (or the datagrams) of a
+worker that dies wait for its replacement instead of being lost. A unix path has one socket that all slots share.
 """
 
 import contextlib
@@ -65,10 +65,12 @@ class ListeningSockets:
                 bound[0] = _bind_unix(address.host)
             else:
                 # Two of our own addresses may overlap on a port (0.0.0.0 and 127.0.0.1); only strangers are probed for.
-                if not any(own.port == address.port and not own.is_unix for own in self._sockets):
-                    _bind_tcp(address, shares=False).close()
+                bind = _bind_udp if address.is_udp else _bind_tcp
+                same_port = (address.port, address.is_udp)
+                if not any((own.port, own.is_udp) == same_port and not own.is_unix for own in self._sockets):
+                    bind(address, shares=False).close()
                 for slot in range(self._slots):
-                    bound[slot] = _bind_tcp(address, shares=True)
+                    bound[slot] = bind(address, shares=True)
         except OSError as error:
             for sock in bound.values():
                 sock.close()
@@ -97,7 +99,7 @@ class ListeningSockets:
         """
         for sockets in self._sockets.values():
             for sock in sockets.values():
-                if sock.family != socket.AF_UNIX:
+                if sock.family != socket.AF_UNIX and sock.type == socket.SOCK_STREAM:
                     _drop_syns(sock)
 
     def close_all(self) -> None:
@@ -139,6 +141,23 @@ def _bind_tcp(address: SocketAddress, *, shares: bool, listens: bool | None = No
         sock.bind((address.host, address.port))
         if shares if listens is None else listens:
             sock.listen(BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _bind_udp(address: SocketAddress, *, shares: bool) -> socket.socket:
+    """shares as in _bind_tcp. No SO_REUSEADDR: on UDP it would take the port from whoever has it."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    try:
+        sock.setblocking(False)
+        if shares:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((address.host, address.port))
     except OSError:
         sock.close()
         raise

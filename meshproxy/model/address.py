@@ -10,6 +10,8 @@ class SocketAddress:
 
     host: str
     port: int
+    is_udp: bool = False
+    """A UDP port; it and the TCP port of the same number have nothing to do with each other."""
 
     @property
     def is_unix(self) -> bool:
@@ -18,7 +20,8 @@ class SocketAddress:
     def __str__(self) -> str:
         if self.is_unix:
             return self.host
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        written = f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return f"{written}/udp" if self.is_udp else written
 
 
 def is_ip(host: str) -> bool:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
+from meshproxy.model.address import SocketAddress
 from meshproxy.model.cluster import Protocol
 from meshproxy.model.route import WeightedCluster
 
@@ -55,7 +56,7 @@ class Listener:
     """One bound address. Equality decides whether a reload touches it."""
 
     name: str
-    """`<bind>_<port>`, as Istio names them; unique in the snapshot."""
+    """`<bind>_<port>`, as Istio names them, and `_udp` after it for UDP; unique in the snapshot."""
     address: str
     """IP literal or unix socket path."""
     port: int
@@ -63,7 +64,7 @@ class Listener:
     workload_id: str
     """The workload whose identity and labels serve connections of this listener."""
     protocol: Protocol
-    """HTTP or TCP family; AUTO sniffs."""
+    """HTTP or TCP family; AUTO sniffs. UDP is datagrams, everything else a stream."""
     mtls: MtlsMode = MtlsMode.DISABLE
     """Inbound only."""
     tls: ServerTls | None = None
@@ -75,6 +76,10 @@ class Listener:
     idle_timeout_s: float | None = 3600.0
     max_connections: int | None = None
     source: str = field(default="", compare=False)
+
+    @property
+    def socket_address(self) -> SocketAddress:
+        return SocketAddress(self.address, self.port, self.protocol is Protocol.UDP)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

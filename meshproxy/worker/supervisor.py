@@ -340,12 +340,12 @@ class Supervisor:
     def _obey(self, message: object, descriptor: int | None) -> None:
         if isinstance(message, KeepSocket):
             assert descriptor is not None
-            kept = self._kept.setdefault(SocketAddress(message.address, message.port), {})
+            kept = self._kept.setdefault(SocketAddress(message.address, message.port, message.is_udp), {})
             kept[message.slot] = socket.socket(fileno=descriptor)
             if self._drain_until is not None:
                 self._drop_all()
         elif isinstance(message, DropSocket):
-            for sock in self._kept.pop(SocketAddress(message.address, message.port), {}).values():
+            for sock in self._kept.pop(SocketAddress(message.address, message.port, message.is_udp), {}).values():
                 sock.close()
         elif isinstance(message, KeepLastGood):
             if self._last_good is not None:
