@@ -376,6 +376,17 @@ async def _connect_over(sock: socket.socket) -> App:
     return app
 
 
+@pytest.mark.parametrize(
+    ("keeps", "asked", "told"), [(True, "Edge.example", "edge.example"), (True, None, None), (False, "a.example", None)]
+)
+async def test_the_server_name_asked_for_is_told_to_who_wants_to_know(
+    keeps: bool, asked: str | None, told: str | None
+) -> None:
+    async with serving(keeps_server_name=keeps) as served:
+        await connect(served, server_name=asked)
+        assert (await served.app()).transport.get_extra_info("requested_server_name") == told
+
+
 # ── handshakes that fail ──
 
 
