@@ -74,6 +74,7 @@ class Listener:
     tcp_routes: tuple[TcpRoute, ...] = ()
     """First match wins; for TCP and for what AUTO finds not to be HTTP."""
     idle_timeout_s: float | None = 3600.0
+    """None: never; for UDP: the cluster's."""
     max_connections: int | None = None
     source: str = field(default="", compare=False)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from meshproxy.model.cluster import Cluster, Discovery, HealthCheck
+from meshproxy.model.cluster import Cluster, Discovery, HealthCheck, Protocol
 from meshproxy.model.endpoint import Endpoint, Locality
 from meshproxy.model.workload import WorkloadLabels
 from meshproxy.resources.document import Resource
@@ -26,15 +26,16 @@ from meshproxy.snapshot.localities import (
 from meshproxy.snapshot.peer_authentication import PeerAuthentications
 from meshproxy.snapshot.protocols import warn_of_http2
 from meshproxy.snapshot.services import Instance, Service, ServicePort, Services
-from meshproxy.snapshot.traffic_policy import lb_policy, outlier_policy, pool_settings, upstream_tls
+from meshproxy.snapshot.traffic_policy import lb_policy, outlier_policy, pool_settings, upstream_tls, warn_of_udp_tls
 from meshproxy.snapshot.workload_names import TLS_MODE_LABEL
 from meshproxy.snapshot.workloads import LocalWorkload
 
 _T = TypeVar("_T")
 
 
-def outbound_name(port: int, subset: str, host: str) -> str:
-    return f"outbound|{port}|{subset}|{host}"
+def outbound_name(port: int, subset: str, host: str, *, is_udp: bool = False) -> str:
+    """Istio's name for a cluster; Istio has none for UDP, which is written `53/udp` here."""
+    return f"outbound|{port}{'/udp' if is_udp else ''}|{subset}|{host}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ class OutboundClusters:
         rules: DestinationRules,
         peer_authentications: PeerAuthentications,
         workloads: Sequence[LocalWorkload],
-        own_ports: Mapping[tuple[str, int], OwnPort],
+        own_ports: Mapping[tuple[str, int, bool], OwnPort],
         findings: Findings,
     ) -> None:
         self.built: dict[str, Cluster] = {}
@@ -65,24 +66,24 @@ class OutboundClusters:
         self._workloads = workloads
         self._own_ports = own_ports
         self._findings = findings
-        self._keys: dict[tuple[int, int, str], Mapping[str, str] | None] = {}
+        self._keys: dict[tuple[int, int, str, bool], Mapping[str, str] | None] = {}
         self._shared: dict[Any, Any] = {}
-        self._endpoints: dict[tuple[int, int, str, int], Sequence[tuple[Endpoint, Instance]]] = {}
+        self._endpoints: dict[tuple[int, int, bool, str, int], Sequence[tuple[Endpoint, Instance]]] = {}
 
-    def key(self, service: Service, port: int, subset: str, workload_id: str) -> str | None:
+    def key(self, service: Service, port: int, subset: str, workload_id: str, *, is_udp: bool = False) -> str | None:
         """Key of the cluster as the workload sees it; None where the port or the subset does not exist."""
-        at = (id(service), port, subset)
+        at = (id(service), port, subset, is_udp)
         if at not in self._keys:
-            self._keys[at] = self._build(service, port, subset)
+            self._keys[at] = self._build(service, port, subset, is_udp)
         keys = self._keys[at]
         return keys.get(workload_id) if keys is not None else None
 
     def add(self, cluster: Cluster) -> None:
         self.built[cluster.key] = cluster
 
-    def _build(self, service: Service, number: int, subset: str) -> Mapping[str, str] | None:
+    def _build(self, service: Service, number: int, subset: str, is_udp: bool) -> Mapping[str, str] | None:
         """Workload id → cluster key. Workloads that see the same share one cluster."""
-        port = service.port(number)
+        port = service.port(number, is_udp=is_udp)
         if port is None:
             return None
         seen: dict[tuple[int, Locality, str], Cluster | None] = {}
@@ -105,7 +106,7 @@ class OutboundClusters:
                 distinct.append((workload_id, cluster))
                 owner = workload_id
             keys[workload_id] = owner
-        name = outbound_name(number, subset, service.host)
+        name = outbound_name(number, subset, service.host, is_udp=is_udp)
         suffixes = {first: f"@{first}" if len(distinct) > 1 else "" for first, _ in distinct}
         for first, cluster in distinct:
             self.add(replace(cluster, key=name + suffixes[first]) if suffixes[first] else cluster)
@@ -139,9 +140,14 @@ class OutboundClusters:
         )
         warn_of_http2(port.protocol, service.resource, "spec.ports", self._findings)
         shaped_by: Resource = chosen.resource if chosen is not None else rule.resource if rule else service.resource
+        is_udp = port.protocol is Protocol.UDP
+        tls = settings.get("tls")
+        if is_udp:
+            warn_of_udp_tls(tls, self._findings)
+        name = outbound_name(port.number, subset, service.host, is_udp=is_udp)
         return Cluster(
-            name=outbound_name(port.number, subset, service.host),
-            key=outbound_name(port.number, subset, service.host),
+            name=name,
+            key=name,
             service_host=service.host,
             service_name=service.name,
             service_namespace=service.namespace,
@@ -152,10 +158,10 @@ class OutboundClusters:
             localities=localities,
             lb=self._share(lb_policy(balancer, outlier, is_weighted, self._findings)),
             outlier=self._share(outlier_policy(outlier)),
-            tls=upstream_tls(settings.get("tls"), service.host, port.number, subset, service.is_external),
+            tls=upstream_tls(tls, service.host, port.number, subset, service.is_external or is_udp),
             health_check=_health_check(endpoints),
             source=shaped_by.source,
-            **pool_settings(settings.get("connectionPool"), settings.get("retryBudget"), port.protocol.is_http),
+            **pool_settings(settings.get("connectionPool"), settings.get("retryBudget"), port.protocol),
         )
 
     def _share(self, policy: _T) -> _T:
@@ -166,7 +172,7 @@ class OutboundClusters:
     def _endpoints_of(
         self, service: Service, port: ServicePort, subset: str, labels: Mapping[str, str], rule: Rule | None
     ) -> Sequence[tuple[Endpoint, Instance]]:
-        at = (id(service), port.number, subset, id(rule) if subset else 0)
+        at = (id(service), port.number, port.protocol is Protocol.UDP, subset, id(rule) if subset else 0)
         found = self._endpoints.get(at)
         if found is None:
             found = self._endpoints[at] = list(self._select(service, port, labels))
@@ -176,11 +182,12 @@ class OutboundClusters:
         self, service: Service, port: ServicePort, labels: Mapping[str, str]
     ) -> Iterable[tuple[Endpoint, Instance]]:
         instances: Iterable[Instance] = service.instances
+        is_udp = port.protocol is Protocol.UDP
         if service.alias_of:
             real = self._services.find(service.alias_of, service.namespace)
             if real is not None and not real.alias_of:
                 instances = real.instances
-                port = real.port(port.number) or port
+                port = real.port(port.number, is_udp=is_udp) or port
         wanted = labels.items()
         seen: set[tuple[str, int]] = set()
         for instance in instances:
@@ -189,19 +196,19 @@ class OutboundClusters:
             number = instance.port_for(port)
             if number is None:
                 continue
-            endpoint = self._endpoint(service, instance, number)
+            endpoint = self._endpoint(service, instance, number, is_udp)
             # The same address twice would be two endpoints with one name in health reports.
             address = (endpoint.address, endpoint.port)
             if address not in seen:
                 seen.add(address)
                 yield endpoint, instance
 
-    def _endpoint(self, service: Service, instance: Instance, port: int) -> Endpoint:
+    def _endpoint(self, service: Service, instance: Instance, port: int, is_udp: bool) -> Endpoint:
         address = instance.address
         if address.startswith(UNIX_SCHEME):
             address, port = address.removeprefix(UNIX_SCHEME), 0
         identity, workload = instance.identity, instance.workload
-        own = self._own_ports.get((address, port))
+        own = self._own_ports.get((address, port, is_udp))
         if own is not None:
             identity, speaks_mtls, workload = own.identity, own.takes_mtls, own.workload
         else:

@@ -65,6 +65,10 @@ class _Builder:
         number = port.get("number") or 0
         bind = Bind.of(server.get("bind") or "", number, "0.0.0.0")
         protocol = declared_protocol(number, port.get("protocol") or "", port.get("name") or "")
+        if protocol is Protocol.UDP:
+            message = "a gateway serves no UDP; sidecars do"
+            self._listeners.findings.error(gateway, f"{path}.port.protocol", message, "this server is left out")
+            return
         tls = server.get("tls") or {}
         server_tls = _server_tls(tls) if protocol in (Protocol.HTTPS, Protocol.TLS) else None
         # HTTPS that is terminated here is HTTP from then on, and TLS is TCP; PASSTHROUGH stays TLS.

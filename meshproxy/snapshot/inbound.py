@@ -74,9 +74,9 @@ class Inbound:
                 report = findings.warn if ingress.sidecar is first.sidecar else findings.error
                 report(ingress.sidecar, ingress.path, message, action)
 
-    def own_ports(self) -> dict[tuple[str, int], OwnPort]:
-        """(address, port) → the workload that other workloads meet there."""
-        found: dict[tuple[str, int], OwnPort] = {}
+    def own_ports(self) -> dict[tuple[str, int, bool], OwnPort]:
+        """(address, port, whether it is UDP) → the workload that other workloads meet there."""
+        found: dict[tuple[str, int, bool], OwnPort] = {}
         for ingress in self._ingresses:
             local, bind = ingress.local, ingress.bind
             workload = local.workload
@@ -85,21 +85,24 @@ class Inbound:
             addresses = [local.address, "127.0.0.1", "::1"] if bind.address in _ANY else [bind.address]
             for address in addresses:
                 if address:
-                    found.setdefault((address, bind.port), own)
+                    found.setdefault((address, bind.port, bind.is_udp), own)
         return found
 
     def add(self, services: Iterable[Service], clusters: OutboundClusters) -> None:
-        by_instance: dict[tuple[str, int], Service] = {}
+        by_instance: dict[tuple[str, int, bool], Service] = {}
         addresses = {ingress.local.address for ingress in self._ingresses} - {""}
         for service in services if addresses else ():
             for instance in service.instances:
                 if instance.address in addresses:
-                    for port in service.ports:
+                    for port in (*service.ports, *service.udp_ports):
                         number = instance.port_for(port)
                         if number is not None:
-                            by_instance.setdefault((instance.address, number), service)
+                            is_udp = port.protocol is Protocol.UDP
+                            by_instance.setdefault((instance.address, number, is_udp), service)
         for ingress in self._ingresses:
-            cluster = self._cluster(ingress, by_instance.get((ingress.local.address, ingress.port)))
+            cluster = self._cluster(
+                ingress, by_instance.get((ingress.local.address, ingress.port, ingress.bind.is_udp))
+            )
             clusters.add(cluster)
             self._add_listener(ingress, cluster.key)
 
@@ -119,12 +122,18 @@ class Inbound:
                 continue
             port = spec["port"]
             number = port["number"]
-            bind = Bind.of(spec.get("bind") or "", number, default_bind)
+            protocol = declared_protocol(number, port.get("protocol") or "", port.get("name") or "")
+            is_udp = protocol is Protocol.UDP
+            bind = Bind.of(spec.get("bind") or "", number, default_bind, is_udp=is_udp)
             if not self._listeners.can_bind(bind, sidecar, f"{path}.bind"):
                 continue
             target = _target(spec.get("defaultEndpoint") or "", number, local.address)
             if target.is_abstract:
                 message = f"{target} is an abstract unix socket, which this version does not connect to"
+                self._findings.error(sidecar, f"{path}.defaultEndpoint", message, "this listener is left out")
+                continue
+            if target.is_unix and is_udp:
+                message = f"{target} is a unix socket, where datagrams are not sent"
                 self._findings.error(sidecar, f"{path}.defaultEndpoint", message, "this listener is left out")
                 continue
             if (
@@ -136,7 +145,6 @@ class Inbound:
                 action = "this listener is left out; give defaultEndpoint another port, or bind another address"
                 self._findings.error(sidecar, f"{path}.defaultEndpoint", message, action)
                 continue
-            protocol = declared_protocol(number, port.get("protocol") or "", port.get("name") or "")
             warn_of_http2(protocol, sidecar, f"{path}.port.protocol", self._findings)
             yield Ingress(
                 local=local,
@@ -152,7 +160,7 @@ class Inbound:
 
     def _cluster(self, ingress: Ingress, service: Service | None) -> Cluster:
         workload = ingress.local.workload
-        name = f"inbound|{ingress.port}||"
+        name = f"inbound|{ingress.port}{'/udp' if ingress.bind.is_udp else ''}||"
         endpoint = Endpoint(address=ingress.target.address, port=ingress.target.port, workload=workload.metric_labels)
         pool = Setting(ingress.pool, ingress.sidecar, ingress.path) if ingress.pool else None
         fallback = workload.metric_labels.canonical_service
@@ -167,7 +175,7 @@ class Inbound:
             protocol=ingress.protocol,
             localities=(LocalityEndpoints(locality=ingress.local.locality, endpoints=(endpoint,)),),
             source=ingress.sidecar.source,
-            **pool_settings(pool, None, ingress.protocol.is_http),
+            **pool_settings(pool, None, ingress.protocol),
         )
 
     def _add_listener(self, ingress: Ingress, cluster_key: str) -> None:
@@ -192,7 +200,7 @@ class Inbound:
                 mtls=ingress.mtls,
                 route_table=table.name if table is not None else None,
                 tcp_routes=() if protocol.is_http else (TcpRoute(clusters=target),),
-                idle_timeout_s=self._listeners.idle_timeout_s,
+                idle_timeout_s=None if bind.is_udp else self._listeners.idle_timeout_s,
                 source=ingress.sidecar.source,
             ),
             table,

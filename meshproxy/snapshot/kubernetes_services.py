@@ -6,7 +6,7 @@ Source: Kubernetes API v1 and discovery.k8s.io/v1; istio pkg/config/kube/convers
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from meshproxy.model.cluster import Discovery, Protocol
+from meshproxy.model.cluster import Discovery
 from meshproxy.model.endpoint import NOWHERE, Locality
 from meshproxy.resources.document import Resource
 from meshproxy.snapshot.findings import Findings
@@ -14,7 +14,7 @@ from meshproxy.snapshot.hosts import selects, service_fqdn
 from meshproxy.snapshot.localities import REGION_LABEL, SUBZONE_LABEL, ZONE_LABEL
 from meshproxy.snapshot.protocols import select_protocol
 from meshproxy.snapshot.service_entries import WorkloadInstance
-from meshproxy.snapshot.services import NO_LABELS, Instance, Service, ServicePort
+from meshproxy.snapshot.services import NO_LABELS, Instance, Service, ServicePort, by_transport
 from meshproxy.snapshot.workload_names import metric_labels, spiffe_uri
 
 _SERVICE_NAME_LABEL = "kubernetes.io/service-name"
@@ -56,11 +56,13 @@ def _service(
 ) -> Service:
     spec = resource.spec
     external_name = spec.get("externalName") if spec.get("type") == "ExternalName" else None
+    ports, udp_ports = by_transport([_port(port) for port in spec.get("ports") or ()])
     service = Service(
         host=service_fqdn(resource.name, resource.namespace),
         name=resource.name,
         namespace=resource.namespace,
-        ports=_ports(spec.get("ports") or ()),
+        ports=ports,
+        udp_ports=udp_ports,
         resource=resource,
         addresses=_addresses(spec),
         export_to=tuple(
@@ -88,14 +90,10 @@ def _service(
     return service
 
 
-def _ports(ports: Iterable[Mapping[str, Any]]) -> tuple[ServicePort, ...]:
-    found = []
-    for port in ports:
-        name = port.get("name") or ""
-        protocol = select_protocol(port["port"], name, port.get("appProtocol") or "", port.get("protocol") or "TCP")
-        if protocol is not Protocol.UDP:  # not proxied
-            found.append(ServicePort(port["port"], name, protocol, port.get("targetPort")))
-    return tuple(found)
+def _port(port: Mapping[str, Any]) -> ServicePort:
+    name = port.get("name") or ""
+    protocol = select_protocol(port["port"], name, port.get("appProtocol") or "", port.get("protocol") or "TCP")
+    return ServicePort(port["port"], name, protocol, port.get("targetPort"))
 
 
 def _addresses(spec: Mapping[str, Any]) -> tuple[str, ...]:

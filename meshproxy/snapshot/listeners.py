@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from meshproxy.model.address import SocketAddress
 from meshproxy.model.listener import Listener
 from meshproxy.model.route import RouteTable, VirtualHost
 from meshproxy.resources.document import Resource
@@ -16,13 +17,14 @@ class Bind:
 
     address: str
     port: int
+    is_udp: bool = False
 
     @classmethod
-    def of(cls, written: str, port: int, default: str) -> "Bind":
+    def of(cls, written: str, port: int, default: str, *, is_udp: bool = False) -> "Bind":
         """written: `bind` of a resource; empty means default."""
         if written.startswith(UNIX_SCHEME):
-            return cls(written.removeprefix(UNIX_SCHEME), 0)
-        return cls(written or default, port)
+            return cls(written.removeprefix(UNIX_SCHEME), 0, is_udp)
+        return cls(written or default, port, is_udp)
 
     @property
     def is_unix(self) -> bool:
@@ -35,12 +37,12 @@ class Bind:
 
     @property
     def name(self) -> str:
-        return self.address if self.is_unix else f"{self.address}_{self.port}"
-
-    def __str__(self) -> str:
         if self.is_unix:
             return self.address
-        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+        return f"{self.address}_{self.port}_udp" if self.is_udp else f"{self.address}_{self.port}"
+
+    def __str__(self) -> str:
+        return self.address if self.is_unix else str(SocketAddress(self.address, self.port, self.is_udp))
 
 
 @dataclass(slots=True)
@@ -58,7 +60,12 @@ class Listeners:
         if bind.is_abstract:
             message = f"{bind} is an abstract unix socket, which this version does not serve"
             self.findings.error(resource, path, message, "this listener is left out; give a path")
-        return not bind.is_abstract
+            return False
+        if bind.is_unix and bind.is_udp:
+            message = f"{bind} is a unix socket, where datagrams are not served"
+            self.findings.error(resource, path, message, "this listener is left out; give an IP address")
+            return False
+        return True
 
     def is_free(self, bind: Bind, workload_id: str, resource: Resource, path: str) -> bool:
         """False, and said so, where an earlier listener has the address."""

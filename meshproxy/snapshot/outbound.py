@@ -73,8 +73,12 @@ class Outbound:
                 self._add_each_port(local, sidecar, path, written, imported, imports)
                 continue
             number = port.get("number") or 0
-            bind = Bind.of(written, number, _LOOPBACK)
             protocol = declared_protocol(number, port.get("protocol") or "", port.get("name") or "")
+            if protocol is Protocol.UDP:
+                serving = [service for service in imported if service.port(number, is_udp=True) is not None]
+                self._add_udp(local, sidecar, path, written, number, serving)
+                continue
+            bind = Bind.of(written, number, _LOOPBACK)
             serving = [service for service in imported if not number or service.port(number) is not None]
             self._add(local, sidecar, path, bind, number, protocol, serving, imports)
 
@@ -106,6 +110,52 @@ class Outbound:
                     message = f"{service.host} and {fitting[0].host} share port {number} but not the protocol"
                     self._findings.warn(sidecar, path, message, f"{bind} serves {fitting[0].host}, which is older")
             self._add(local, sidecar, path, bind, number, protocol, fitting, imports)
+        udp_by_port: dict[int, list[Service]] = {}
+        for service in imported:
+            for port in service.udp_ports:
+                udp_by_port.setdefault(port.number, []).append(service)
+        for number, services in sorted(udp_by_port.items()):
+            taken = self._listeners.by_name.get(Bind.of(written, number, _LOOPBACK, is_udp=True).name)
+            if taken is None or taken.workload_id != local.workload.id:
+                self._add_udp(local, sidecar, path, written, number, services)
+
+    def _add_udp(
+        self,
+        local: LocalWorkload,
+        sidecar: Resource,
+        path: str,
+        written: str,
+        number: int,
+        services: Sequence[Service],
+    ) -> None:
+        """Nothing in a datagram tells services apart, so the first is the one. VirtualServices have no say: their tcp
+        routes are for TCP."""
+        workload = local.workload
+        bind = Bind.of(written, number, _LOOPBACK, is_udp=True)
+        if not self._listeners.is_free(bind, workload.id, sidecar, path):
+            return
+        routes: tuple[TcpRoute, ...] = ()
+        if services:
+            key = self._clusters.key(services[0], number, "", workload.id, is_udp=True)
+            assert key is not None, "the caller chose services that have the port"
+            routes = (TcpRoute(clusters=(WeightedCluster(cluster_key=key),)),)
+        if len(services) > 1:
+            others = ", ".join(other.host for other in services[1:4])
+            message = f"{bind} is UDP, where nothing tells {services[0].host} from {others}"
+            self._findings.warn(sidecar, f"{path}.hosts", message, f"all datagrams go to {services[0].host}")
+        self._listeners.add(
+            Listener(
+                name=bind.name,
+                address=bind.address,
+                port=bind.port,
+                direction=Direction.OUTBOUND,
+                workload_id=workload.id,
+                protocol=Protocol.UDP,
+                tcp_routes=routes,
+                idle_timeout_s=None,
+                source=sidecar.source,
+            )
+        )
 
     def _add(
         self,

@@ -14,7 +14,7 @@ from meshproxy.snapshot.findings import Findings
 from meshproxy.snapshot.health_checks import Probes
 from meshproxy.snapshot.hosts import selects
 from meshproxy.snapshot.protocols import declared_protocol
-from meshproxy.snapshot.services import NO_PORTS, Instance, Service, ServicePort
+from meshproxy.snapshot.services import NO_PORTS, Instance, Service, ServicePort, by_transport
 from meshproxy.snapshot.workload_names import metric_labels, spiffe_uri
 
 _TRAFFIC_DISTRIBUTION_ANNOTATION = "networking.istio.io/traffic-distribution"
@@ -128,22 +128,22 @@ def _instances(
     return instances
 
 
+def _port(port: Mapping[str, Any]) -> ServicePort:
+    name = port.get("name") or ""
+    protocol = declared_protocol(port["number"], port.get("protocol") or "", name)
+    return ServicePort(port["number"], name, protocol, port.get("targetPort"))
+
+
 def _service(resource: Resource, host: str, index: int, instances: Sequence[Instance], findings: Findings) -> Service:
     spec = resource.spec
     resolution = spec.get("resolution") or "NONE"
+    ports, udp_ports = by_transport([_port(port) for port in spec.get("ports") or ()])
     service = Service(
         host=host,
         name=host,
         namespace=resource.namespace,
-        ports=tuple(
-            ServicePort(
-                port["number"],
-                port.get("name") or "",
-                declared_protocol(port["number"], port.get("protocol") or "", port.get("name") or ""),
-                port.get("targetPort"),
-            )
-            for port in spec.get("ports") or ()
-        ),
+        ports=ports,
+        udp_ports=udp_ports,
         resource=resource,
         # An address range names no single host a client could write.
         addresses=tuple(address for address in spec.get("addresses") or () if "/" not in address),

@@ -68,7 +68,10 @@ class Service:
     """Metric label destination_service_name."""
     namespace: str
     ports: tuple[ServicePort, ...]
+    """Those that carry streams."""
     resource: Resource
+    udp_ports: tuple[ServicePort, ...] = ()
+    """Apart, because one number may be both: DNS is 53 over TCP and 53 over UDP."""
     discovery: Discovery = Discovery.STATIC
     addresses: tuple[str, ...] = ()
     """Virtual addresses a client may name instead of the host."""
@@ -81,8 +84,17 @@ class Service:
     """ExternalName: the host whose endpoints these are, where the mesh knows it."""
     instances: list[Instance] = field(default_factory=list)
 
-    def port(self, number: int) -> ServicePort | None:
-        return next((port for port in self.ports if port.number == number), None)
+    def port(self, number: int, *, is_udp: bool = False) -> ServicePort | None:
+        ports = self.udp_ports if is_udp else self.ports
+        return next((port for port in ports if port.number == number), None)
+
+
+def by_transport(ports: Sequence[ServicePort]) -> tuple[tuple[ServicePort, ...], tuple[ServicePort, ...]]:
+    """(`ports`, `udp_ports`) of a Service."""
+    return (
+        tuple(port for port in ports if port.protocol is not Protocol.UDP),
+        tuple(port for port in ports if port.protocol is Protocol.UDP),
+    )
 
 
 class Services:

@@ -12,6 +12,7 @@ from meshproxy.model.cluster import (
     LbKind,
     LbPolicy,
     OutlierPolicy,
+    Protocol,
     RetryBudget,
     SlowStart,
     TcpKeepalive,
@@ -30,6 +31,8 @@ _LB_KINDS = {
 _SUCCESS_RATE_ANNOTATION = "meshproxy.io/success-rate"
 _FAILURE_PERCENTAGE_ANNOTATION = "meshproxy.io/failure-percentage"
 _DEFAULT_OUTLIER = OutlierPolicy()
+UDP_IDLE_TIMEOUT_S = 60.0
+"""Of a session on which nothing moves, unless connectionPool.tcp.idleTimeout says otherwise (Envoy's udp_proxy)."""
 
 
 def lb_policy(
@@ -105,7 +108,7 @@ def outlier_policy(setting: Setting | None) -> OutlierPolicy | None:
     )
 
 
-def pool_settings(pool: Setting | None, retry_budget: Setting | None, is_http: bool) -> dict[str, Any]:
+def pool_settings(pool: Setting | None, retry_budget: Setting | None, protocol: Protocol) -> dict[str, Any]:
     """The Cluster fields that connectionPool and retryBudget set. Zero means "not given", as in Istio."""
     tcp = (pool.value.get("tcp") if pool else None) or {}
     http = (pool.value.get("http") if pool else None) or {}
@@ -130,8 +133,11 @@ def pool_settings(pool: Setting | None, retry_budget: Setting | None, is_http: b
         found["tcp_keepalive"] = _keepalive(tcp["tcpKeepalive"])
     if http.get("maxRequestsPerConnection"):
         found["max_requests_per_connection"] = http["maxRequestsPerConnection"]
-    idle_s = (http if is_http else tcp).get("idleTimeout")
-    if idle_s is not None:
+    idle_s = (http if protocol.is_http else tcp).get("idleTimeout")
+    if protocol is Protocol.UDP:
+        # Nothing else ever ends a session, so it cannot be switched off (as in Envoy's udp_proxy).
+        found["idle_timeout_s"] = idle_s or UDP_IDLE_TIMEOUT_S
+    elif idle_s is not None:
         found["idle_timeout_s"] = idle_s or None
     return found
 
@@ -167,3 +173,11 @@ def upstream_tls(setting: Setting | None, host: str, port: int, subset: str, is_
         key_file=value.get("privateKey"),
         insecure_skip_verify=bool(value.get("insecureSkipVerify")),
     )
+
+
+def warn_of_udp_tls(setting: Setting | None, findings: Findings) -> None:
+    """A DestinationRule that wants UDP encrypted is not obeyed by sending it in the clear."""
+    mode = (setting.value.get("mode") or "DISABLE") if setting is not None else "DISABLE"
+    if setting is not None and mode != "DISABLE":
+        message = f"{mode} for a UDP port, and TLS carries no datagrams"
+        findings.warn(setting.resource, f"{setting.path}.mode", message, "datagrams sent there are dropped")
