@@ -7,21 +7,22 @@ import asyncio
 import json
 import re
 import shlex
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any, Self
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.faults.traffic import get as page
-from tests.faults.traffic import started, until
+from tests.faults.traffic import get, started, until
 from tests.support.certificates import Authority
 from tests.support.client import Client, post
 from tests.support.origin import Origin, Seen
 from tests.support.proxy_process import ProxyProcess, free_port
 
-CALLER = "spiffe://cluster.local/ns/front/sa/caller"
-ANSWERER = "spiffe://cluster.local/ns/back/sa/answerer"
 SERVICE = "answers.back.svc.cluster.local"
 ANSWERER_ADDRESS = "127.0.82.1"
 
@@ -162,27 +163,63 @@ class Heard:
     """Side → its access log: the request, then the session."""
 
 
+class Pair:
+    """The two proxies, one on each side, with a log each."""
+
+    def __init__(self, directory: Path, encoding: str, configuration: str) -> None:
+        self._directory = directory
+        self._encoding = encoding
+        authority = Authority()
+        authority.leaf("front", "caller").write(directory / "certs" / "front" / "caller")
+        authority.leaf("back", "answerer").write(directory / "certs" / "back" / "answerer")
+        (directory / "conf").mkdir()
+        (directory / "conf" / "mesh.yaml").write_text(configuration)
+
+    async def __aenter__(self) -> Self:
+        self._stack = ExitStack()
+        apps = {"source": "caller-app", "destination": "answerer-app"}
+        self._proxies = {side: self._stack.enter_context(self._proxy(side, app)) for side, app in apps.items()}
+        for proxy in self._proxies.values():
+            await started(proxy)
+        return self
+
+    async def __aexit__(self, *error: Any) -> None:
+        await asyncio.to_thread(self._stack.__exit__, *error)
+
+    def _proxy(self, side: str, app: str) -> ProxyProcess:
+        directory = self._directory
+        (directory / side).mkdir()
+        flags = ("--certs", str(directory / "certs"), "--labels", f"app={app}")
+        log = ("--access-log", str(directory / side / "access.log"), "--access-log-encoding", self._encoding)
+        return ProxyProcess(directory / side, *flags, *log, configuration=directory / "conf", module="meshproxy")
+
+    def lines(self, side: str) -> list[str]:
+        return (self._directory / side / "access.log").read_text().splitlines()
+
+    async def metrics(self, side: str) -> str:
+        return await get(self._proxies[side].ports["metrics"], "/stats/prometheus")
+
+    async def total(self, side: str, name: str) -> float:
+        """Of all series."""
+        return sum(value for _, value in samples(await self.metrics(side), name))
+
+
+def samples(page: str, name: str) -> list[tuple[dict[str, str], float]]:
+    return [
+        (sample.labels, sample.value)
+        for family in text_string_to_metric_families(page)
+        for sample in family.samples
+        if sample.name == name
+    ]
+
+
 async def converse(directory: Path, encoding: str) -> Heard:
-    authority = Authority()
-    authority.leaf("front", "caller").write(directory / "certs" / "front" / "caller")
-    authority.leaf("back", "answerer").write(directory / "certs" / "back" / "answerer")
-    (directory / "conf").mkdir()
     ports = Ports()
+    callers, metrics, logs = {}, {}, {}
     async with Origin(answer) as origin:
         server = await asyncio.start_server(tell, "127.0.0.1", 0)
         tcp_app = server.sockets[0].getsockname()[1]
-        (directory / "conf" / "mesh.yaml").write_text(mesh(ports, origin.port, tcp_app))
-
-        def proxy(side: str, app: str) -> ProxyProcess:
-            (directory / side).mkdir()
-            flags = ("--certs", str(directory / "certs"), "--labels", f"app={app}")
-            log = ("--access-log", str(directory / side / "access.log"), "--access-log-encoding", encoding)
-            return ProxyProcess(directory / side, *flags, *log, configuration=directory / "conf", module="meshproxy")
-
-        with proxy("source", "caller-app") as source, proxy("destination", "answerer-app") as destination:
-            await started(source)
-            await started(destination)
-            callers = {}
+        async with Pair(directory, encoding, mesh(ports, origin.port, tcp_app)) as pair:
             async with Client(ports.http) as client:
                 callers["http"] = "{}:{}".format(*client.writer.get_extra_info("sockname"))
                 assert (await client.ask(REQUEST, "POST")).body == ANSWER_BODY
@@ -192,26 +229,20 @@ async def converse(directory: Path, encoding: str) -> Heard:
                 assert await client.bytes(len(TCP_TOLD)) == TCP_TOLD
                 client.end()
                 assert await client.ended() == "end"
-            metrics, logs = {}, {}
-            for side, process in zip(SIDES, (source, destination), strict=True):
-
-                def lines(side: str = side) -> list[str]:
-                    return (directory / side / "access.log").read_text().splitlines()
-
-                async def counted(process: ProxyProcess = process) -> bool:
-                    text = await page(process.ports["metrics"], "/stats/prometheus")
-                    return "istio_requests_total{" in text and "istio_tcp_connections_closed_total{" in text
-
-                await until(lambda: len(lines()) == 2)
-                await until(counted)
-                metrics[side] = await page(process.ports["metrics"], "/stats/prometheus")
-                logs[side] = lines()
+            for side in SIDES:
+                await until(partial(_has_told_both, pair, side))
+                metrics[side], logs[side] = await pair.metrics(side), pair.lines(side)
         server.close()
     (seen,) = origin.requests
     request_id = seen.header(b"x-request-id")
     assert request_id is not None
     apps = {"http": f"127.0.0.1:{origin.port}", "tcp": f"127.0.0.1:{tcp_app}"}
     return Heard(ports, callers, apps, request_id.decode(), metrics, logs)
+
+
+async def _has_told_both(pair: Pair, side: str) -> bool:
+    closed = await pair.total(side, "istio_tcp_connections_closed_total")
+    return len(pair.lines(side)) == 2 and closed == await pair.total(side, "istio_requests_total") == 1
 
 
 @pytest.fixture(scope="module")
@@ -264,15 +295,6 @@ SAMPLES = {
     "istio_tcp_sent_bytes_total": OF_TCP,
     "istio_tcp_received_bytes_total": OF_TCP,
 }
-
-
-def samples(page: str, name: str) -> list[tuple[dict[str, str], float]]:
-    return [
-        (sample.labels, sample.value)
-        for family in text_string_to_metric_families(page)
-        for sample in family.samples
-        if sample.name == name
-    ]
 
 
 @pytest.mark.parametrize("side", SIDES)
@@ -405,7 +427,7 @@ def from_text(line: str) -> dict[str, str]:
     return dict(zip(FIELDS, (start[1:-1], *request.split(" "), *rest), strict=True))
 
 
-def differences(told: dict[str, Field], wanted: dict[str, Field]) -> dict[str, tuple[Field, Field]]:
+def differences(told: Mapping[str, Field], wanted: Mapping[str, Field]) -> dict[str, tuple[Field, Field]]:
     def agrees(value: Field, want: Field) -> bool:
         return bool(want.fullmatch(str(value))) if isinstance(want, re.Pattern) else value == want
 
@@ -423,7 +445,7 @@ def test_the_line_has_istios_fields_in_istios_order(kind: str, side: str, as_tex
         name: "-" if value is None else str(value) if isinstance(value, int) else value
         for name, value in expected(as_text, kind, side, between).items()
     }
-    assert differences(dict(told), wanted) == {}
+    assert differences(told, wanted) == {}
 
 
 @pytest.mark.parametrize("side", SIDES)
