@@ -93,7 +93,7 @@ class ChunkedReader:
             if match is not None:
                 if match.end() - at > MAX_TRAILER_BYTES:
                     raise self._error("trailers_too_large")
-                self.trailers = _FORBIDDEN_TRAILERS.sub(b"", match.group(1))
+                self.trailers = allowed_trailers(match.group(1))
                 return pieces, match.end()
             rest = data[at:]
             if len(rest) > MAX_TRAILER_BYTES:
@@ -125,6 +125,11 @@ _TRAILER_START = re.compile(
 
 def _could_be_trailers(rest: bytes) -> bool:
     return _TRAILER_START.fullmatch(rest) is not None
+
+
+def allowed_trailers(lines: bytes) -> bytes:
+    """Field lines, each ending CRLF, without those that a trailer must not hold (RFC 9110 §6.5.1)."""
+    return _FORBIDDEN_TRAILERS.sub(b"", lines)
 
 
 def chunk(data: bytes) -> bytes:

@@ -208,7 +208,7 @@ def request_head(data: bytes, at: int = 0) -> RequestHead | None:
     else:
         host = _request_fields(head, special)
     if host not in _known_hosts:
-        host = _checked_host(host)
+        host = checked_host(host)
     head.authority = host
     if path[0] != 0x2F:  # not origin-form
         _other_target(head)
@@ -295,7 +295,8 @@ def _request_fields(head: RequestHead, special: list[tuple[bytes, bytes]]) -> by
     return host
 
 
-def _checked_host(host: bytes) -> bytes:
+def checked_host(host: bytes) -> bytes:
+    """A host in lower case, with its port if it has one. RemoteProtocolError where it cannot be one."""
     host = host.rstrip(b" \t")
     match = _HOST.fullmatch(host) if len(host) <= 300 else None
     if match is None or int(match.group(1) or match.group(2) or 0) > 65535:

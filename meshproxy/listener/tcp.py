@@ -311,7 +311,7 @@ class _Detecting(asyncio.Protocol):
         if transport.is_closing():
             return
         protocol: DownstreamConnection | TcpSession
-        if first is First.HTTP1 and runtime.table is not None:
+        if first in (First.HTTP1, First.HTTP2) and runtime.table is not None:
             protocol = DownstreamConnection(runtime, self._peer)
         else:
             route = self._listener.l4.find(_ip(transport.get_extra_info("sockname")))

@@ -22,11 +22,12 @@ from meshproxy.codec.http1 import (
 )
 from meshproxy.errors import RemoteProtocolError
 from meshproxy.model.response_flag import ResponseFlag
+from meshproxy.proxy.downstream_h2 import DownstreamH2
 from meshproxy.proxy.http_stream import HttpStream
 from meshproxy.proxy.listener_runtime import ListenerRuntime, PeerContext
 from meshproxy.proxy.local_reply import LocalReply, protocol_error, reason_phrase
 from meshproxy.telemetry.recorder import ListenerCounters
-from meshproxy.upstream.connect import reset
+from meshproxy.upstream.connect import ALPN_HTTP2, reset
 from meshproxy.upstream.worker_state import NEVER
 
 HIGH_WATER_BYTES = 64 * 1024
@@ -41,6 +42,9 @@ FLUSH_TIMEOUT_S = 300.0
 """How long a downstream may leave a whole answer unread; as long as a stream may be idle."""
 LARGE_BYTES = 16 * 1024
 """Above this, head and body are written apart: two entries of one writev are cheaper than a copy."""
+
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\n"
+"""As much of HTTP/2's as looks like a request."""
 
 _READY = 0  # between requests, or within a head
 _BODY = 1  # a request's body is arriving
@@ -111,6 +115,14 @@ class DownstreamConnection(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
+        tls = transport.get_extra_info("ssl_object")
+        if tls is not None and tls.selected_alpn_protocol() in ALPN_HTTP2:
+            peer = self.listener.authenticate(transport)
+            if peer is not None:
+                connection = DownstreamH2(self.listener, peer)
+                transport.set_protocol(connection)
+                connection.connection_made(transport)
+            return
         transport.set_write_buffer_limits(HIGH_WATER_BYTES, LOW_WATER_BYTES)
         self.counters.downstream_cx_total += 1
         self.counters.downstream_cx_active += 1
@@ -208,7 +220,10 @@ class DownstreamConnection(asyncio.Protocol):
             try:
                 head = request_head(data)
             except RemoteProtocolError as error:
-                self._refuse(error)
+                if data.startswith(_PREFACE) and self._head is None and self.peer is not None:
+                    self._become_h2(data, self.peer)
+                else:
+                    self._refuse(error)
                 return
             if head is None:
                 if self._has_eof:  # the rest of it will never come
@@ -248,6 +263,17 @@ class DownstreamConnection(asyncio.Protocol):
             if self._mode != _READY or not self._pending:
                 return
             data, self._pending = self._pending, b""
+
+    def _become_h2(self, data: bytes, peer: PeerContext) -> None:
+        """The first bytes are HTTP/2's preface (prior knowledge, RFC 9113 §3.3)."""
+        listener, transport = self.listener, self.transport
+        listener.connections.discard(self)
+        listener.state.timed.discard(self)
+        self.stream.down = _GONE
+        connection = DownstreamH2(listener, peer)
+        transport.set_protocol(connection)
+        connection.take_over(transport)
+        connection.data_received(data)
 
     def _read_body(self, data: bytes) -> None:
         stream = self.stream

@@ -8,7 +8,7 @@ import ssl
 from time import time
 from typing import Any
 
-from meshproxy.model.cluster import Cluster
+from meshproxy.model.cluster import Cluster, Protocol
 from meshproxy.model.listener import Direction, Listener, ServerTlsMode
 from meshproxy.model.workload import UNKNOWN_WORKLOAD, WorkloadLabels
 from meshproxy.route.table import CompiledTable
@@ -113,7 +113,7 @@ class ListenerRuntime:
         if tls.mode is ServerTlsMode.ISTIO_MUTUAL:
             return self.server_context()
         if self._gateway_context is None:
-            self._gateway_context = gateway_context(tls, ("http/1.1",) if self.listener.protocol.is_http else ())
+            self._gateway_context = gateway_context(tls, ("h2", "http/1.1") if self.listener.protocol.is_http else ())
         return self._gateway_context
 
     def authenticate(self, transport: Any) -> PeerContext | None:
@@ -152,7 +152,9 @@ class ListenerRuntime:
     def tcp_series(
         self, peer: PeerContext, endpoint: EndpointRuntime | None, cluster: Cluster | None, flag: str
     ) -> TcpSeries:
-        return self.state.recorder.tcp_series(tcp_labels(**self._labels(peer, endpoint, cluster), response_flags=flag))
+        protocol = "udp" if self.listener.protocol is Protocol.UDP else "tcp"
+        labels = tcp_labels(**self._labels(peer, endpoint, cluster), response_flags=flag, protocol=protocol)
+        return self.state.recorder.tcp_series(labels)
 
     def _labels(self, peer: PeerContext, endpoint: EndpointRuntime | None, cluster: Cluster | None) -> dict[str, Any]:
         own = self.workload.workload

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 # Istio's ALPN for mesh traffic: the inbound proxy tells mesh mTLS from an application's own TLS by it.
 ALPN_HTTP1 = ("istio-http/1.1", "istio", "http/1.1")
+ALPN_HTTP2 = ("istio-h2", "h2")
 ALPN_TCP = ("istio-peer-exchange", "istio")
-ALPN_SERVER = ("istio-http/1.1", "istio-http/1.0", "istio-peer-exchange", "istio", "http/1.1")
+ALPN_SERVER = ("istio-http/1.1", "istio-http/1.0", "istio-h2", "istio-peer-exchange", "istio", "h2", "http/1.1")
 
 
 @dataclass(slots=True)
