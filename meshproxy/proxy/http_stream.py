@@ -443,6 +443,8 @@ class HttpStream:
         if self.response_head_bytes:
             # Bytes are out: the only honest end is an incomplete message (never a short 200).
             self.flag = ResponseFlag.UPSTREAM_CLOSED.value
+            # However an HTTP/1.1 connection ends, to Envoy its stream ended with it; `reset` is HTTP/2's.
+            detail = "connection_termination" if detail == "reset" else detail
             self.details = f"upstream_reset_after_response_started{{{detail}}}"
             self.state.report(cluster.key, endpoint.key, 3)
             self._finish_accounting(monotonic())
@@ -787,7 +789,7 @@ class HttpStream:
                 self.upstream_ms,
                 None,
                 None,
-                None,
+                None if head.has_request_id else self.request_id or self.state.request_id(),
                 head.authority,
                 self.endpoint_key,
                 self.cluster.cluster.name if self.cluster is not None else None,

@@ -41,6 +41,7 @@ class TcpSession(asyncio.Protocol):
         "cluster_key",
         "deadline",
         "endpoint",
+        "endpoint_key",
         "listener",
         "peer",
         "received",
@@ -61,6 +62,8 @@ class TcpSession(asyncio.Protocol):
         self.server_name = server_name
         self.cluster: ClusterRuntime | None = None
         self.endpoint: EndpointRuntime | None = None
+        self.endpoint_key: str | None = None
+        """Of the endpoint tried last."""
         self.upstream: TcpUpstream | None = None
         self.transport: Any = None
         self.deadline = NEVER
@@ -105,6 +108,7 @@ class TcpSession(asyncio.Protocol):
             self._refuse(ResponseFlag.NO_HEALTHY_UPSTREAM)
             return
         self.endpoint = endpoint
+        self.endpoint_key = endpoint.key
         endpoint.active_requests += 1
         if cluster.connections >= cluster.cluster.limits.max_connections:
             cluster.counters.upstream_cx_overflow += 1
@@ -233,7 +237,7 @@ class TcpSession(asyncio.Protocol):
             series.received_bytes += self.received
             series.sent_bytes += upstream.moved if upstream is not None else 0
         if listener.state.access_log is not None:
-            self._log(endpoint)
+            self._log()
         self.upstream = None  # each names the other: without this only the collector would free them
 
     def held_bytes(self) -> int:
@@ -253,7 +257,7 @@ class TcpSession(asyncio.Protocol):
     def drain(self) -> None:
         """TCP has no way to say goodbye: the session goes on until the drain's deadline."""
 
-    def _log(self, endpoint: EndpointRuntime | None) -> None:
+    def _log(self) -> None:
         log = self.listener.state.access_log
         assert log is not None
         upstream, downstream = self.upstream, self.transport
@@ -277,7 +281,7 @@ class TcpSession(asyncio.Protocol):
                 None,
                 None,
                 None,
-                endpoint.key if endpoint is not None else None,
+                self.endpoint_key,
                 self.cluster.cluster.name if self.cluster is not None else None,
                 local_address(upstream.transport) if upstream is not None else None,
                 local_address(downstream),

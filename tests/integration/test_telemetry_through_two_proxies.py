@@ -7,8 +7,9 @@ import asyncio
 import json
 import re
 import shlex
+from collections import Counter
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,9 +20,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.faults.traffic import get, started, until
 from tests.support.certificates import Authority
-from tests.support.client import Client, post
+from tests.support.client import Client, Cut, post
+from tests.support.client import get as request
 from tests.support.origin import Origin, Seen
 from tests.support.proxy_process import ProxyProcess, free_port
+from tests.support.raw_server import reset, unused_port
 
 SERVICE = "answers.back.svc.cluster.local"
 ANSWERER_ADDRESS = "127.0.82.1"
@@ -55,7 +58,7 @@ class Ports:
     inbound_tcp: int = field(default_factory=free_port)
 
 
-def mesh(ports: Ports, http_app: int, tcp_app: int) -> str:
+def mesh(ports: Ports, http_app: int, tcp_app: int, *more: dict[str, object]) -> str:
     """What both proxies read; JSON is YAML."""
     networking = "networking.istio.io/v1"
     documents: list[dict[str, object]] = [
@@ -124,7 +127,7 @@ def mesh(ports: Ports, http_app: int, tcp_app: int) -> str:
             "spec": {"mtls": {"mode": "STRICT"}},
         },
     ]
-    return "\n---\n".join(map(json.dumps, documents)) + "\n"
+    return "\n---\n".join(map(json.dumps, [*documents, *more])) + "\n"
 
 
 REQUEST_BODY = b"q" * 700
@@ -462,3 +465,165 @@ def test_both_sides_and_the_application_know_the_request_by_one_id(as_text: Hear
     ids = {from_text(as_text.logs[side][0])["request_id"] for side in SIDES}
     assert ids == {as_text.request_id}
     assert re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", as_text.request_id)
+
+
+# ── what goes wrong ──
+
+
+def rule(path: str, **fields: object) -> dict[str, object]:
+    return {"match": [{"uri": {"prefix": path}}], "route": [{"destination": {"host": SERVICE}}], **fields}
+
+
+ROUTES: dict[str, object] = {
+    "apiVersion": "networking.istio.io/v1",
+    "kind": "VirtualService",
+    "metadata": {"name": "answers", "namespace": "back"},
+    "spec": {
+        "hosts": [SERVICE],
+        "http": [
+            rule("/impatient", name="impatient", timeout="0.2s"),
+            rule("/insisting", name="insisting", retries={"attempts": 1, "retryOn": "5xx"}),
+            rule("/once", name="once"),
+        ],
+    },
+}
+
+
+class Misbehaving:
+    """An application that does as the path says: breaks off before or amid its answer, or never answers."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            path = (await reader.readuntil(b"\r\n\r\n")).split(b" ")[1].decode()
+            self.asked.append(path)
+            if path.endswith("half"):
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nx")
+                await writer.drain()
+            elif path.endswith("never"):
+                await reader.read()
+        writer.close()
+
+
+@dataclass(frozen=True)
+class Told:
+    """Of one side's line, and of the series it counted in."""
+
+    code: int
+    flags: str
+    details: str | None
+    route: str | None = None
+    lines: int = 1
+    knows_destination: bool = True
+
+
+BEFORE = "upstream_reset_before_response_started{connection_termination}"
+AFTER = "upstream_reset_after_response_started{connection_termination}"
+# path → (source, destination; None: it never heard of it)
+WRONG: dict[str, tuple[Told, Told | None]] = {
+    "/nowhere": (Told(404, "NR", "route_not_found", knows_destination=False), None),
+    "/impatient/never": (
+        Told(504, "UT", "response_timeout", "impatient"),
+        Told(0, "DC", "downstream_remote_disconnect", "default"),
+    ),
+    "/insisting/gone": (
+        Told(503, "URX", "via_upstream", "insisting"),
+        Told(503, "UC", BEFORE, "default", lines=2),
+    ),
+    "/once/gone": (Told(503, "-", "via_upstream", "once"), Told(503, "UC", BEFORE, "default")),
+    "/once/half": (Told(200, "UC", AFTER, "once"), Told(200, "UC", AFTER, "default")),
+    "/once/never": (
+        Told(0, "DC", "downstream_remote_disconnect", "once"),
+        Told(0, "DC", "downstream_remote_disconnect", "default"),
+    ),
+}
+LINES = [sum(told.lines for told in column if told is not None) + 1 for column in zip(*WRONG.values(), strict=True)]
+"""Of each side's log; the last is the TCP session's, to an application that does not listen."""
+
+
+@dataclass
+class Wrong:
+    logs: dict[str, list[dict[str, Any]]]
+    metrics: dict[str, str]
+    nobody: str
+    """Address and port of the application that does not listen."""
+
+
+async def go_wrong(directory: Path) -> Wrong:
+    ports, nobody, app = Ports(), unused_port(), Misbehaving()
+    server = await asyncio.start_server(app.serve, "127.0.0.1", 0)
+    configuration = mesh(ports, server.sockets[0].getsockname()[1], nobody, ROUTES)
+    async with Pair(directory, "json", configuration) as pair:
+        for path in WRONG:
+            async with Client(ports.http) as client:
+                client.send(request(path, host=SERVICE))
+                if path == "/once/never":
+                    await until(lambda: "/once/never" in app.asked)
+                    await reset(client.writer)
+                else:
+                    with suppress(Cut):
+                        await client.answer()
+        async with Client(ports.tcp) as client:
+            client.send(TCP_ASKED)
+            assert await client.ended() == "reset"
+        metrics = {}
+        for side, lines in zip(SIDES, LINES, strict=True):
+            await until(partial(_has_told_all, pair, side, lines))
+            metrics[side] = await pair.metrics(side)
+        logs = {side: [json.loads(line) for line in pair.lines(side)] for side in SIDES}
+    server.close()
+    return Wrong(logs, metrics, f"127.0.0.1:{nobody}")
+
+
+async def _has_told_all(pair: Pair, side: str, lines: int) -> bool:
+    closed = await pair.total(side, "istio_tcp_connections_closed_total")
+    counted = await pair.total(side, "istio_requests_total") + closed
+    return len(pair.lines(side)) == counted == lines
+
+
+@pytest.fixture(scope="module")
+def wrong(tmp_path_factory: pytest.TempPathFactory) -> Wrong:
+    return asyncio.run(go_wrong(tmp_path_factory.mktemp("wrong")))
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("path", WRONG)
+def test_each_side_says_why_a_request_failed(path: str, side: str, wrong: Wrong) -> None:
+    told = WRONG[path][SIDES.index(side)]
+    lines = [line for line in wrong.logs[side] if line["path"] == path]
+    assert len(lines) == (told.lines if told is not None else 0)
+    for line in lines:
+        assert told is not None
+        assert (line["response_code"], line["response_flags"]) == (told.code, told.flags)
+        assert (line["response_code_details"], line["route_name"]) == (told.details, told.route)
+        assert (line["upstream_host"] is not None) == told.knows_destination
+    ids = [line["request_id"] for logs in wrong.logs.values() for line in logs if line["path"] == path]
+    assert len(set(ids)) == 1 and ids[0]
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_each_side_counts_failures_by_code_and_flags_under_all_labels(side: str, wrong: Wrong) -> None:
+    wanted: Counter[frozenset[tuple[str, str]]] = Counter()
+    for sides in WRONG.values():
+        told = sides[SIDES.index(side)]
+        if told is not None:
+            labels = {**OF_HTTP, **OF_SIDE[side], "response_code": str(told.code), "response_flags": told.flags}
+            if not told.knows_destination:
+                unknown = [name for name in labels if name.startswith("destination_")]
+                labels |= dict.fromkeys([*unknown, "source_principal"], "unknown")
+            wanted[frozenset(labels.items())] += told.lines
+    counted = {frozenset(labels.items()): n for labels, n in samples(wrong.metrics[side], "istio_requests_total")}
+    assert counted == wanted
+
+
+@pytest.mark.parametrize(("side", "flags"), [("source", "-"), ("destination", "UF")])
+def test_a_session_that_reaches_nobody_is_told_by_who_tried(side: str, flags: str, wrong: Wrong) -> None:
+    line = wrong.logs[side][-1]
+    assert (line["response_flags"], line["bytes_sent"], line["method"]) == (flags, 0, None)
+    if side == "destination":
+        assert line["upstream_host"] == wrong.nobody
+        assert line["upstream_transport_failure_reason"] == "Connection refused"
+    ((labels, count),) = samples(wrong.metrics[side], "istio_tcp_connections_closed_total")
+    assert (labels, count) == ({**OF_TCP, **OF_SIDE[side], "response_flags": flags}, 1)
