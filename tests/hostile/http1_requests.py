@@ -272,7 +272,7 @@ MALFORMED: list[tuple[str, bytes, int]] = [
     ("headers_too_large", get(H[:-2], b"X: " + b"a" * 62000), 431),
     ("headers_too_large_many", get(H[:-2], *[b"X-%d: %s" % (n, b"a" * 1000) for n in range(80)]), 431),
     ("junk_tls", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 64, 400),
-    ("junk_http2_preface", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
+    ("junk_http3_preface", b"PRI * HTTP/3.0\r\n\r\nSM\r\n\r\n", 505),
     ("junk_binary", bytes(range(256)), 400),
     ("junk_socks", b"\x05\x01\x00", 400),
     ("junk_smtp", b"EHLO example\r\n", 400),
