@@ -320,8 +320,11 @@ def _istio(statistics: Statistics) -> Iterator[Family]:
 
 def _clusters(statistics: Statistics, process: ProcessState) -> Iterator[Family]:
     values = statistics.cluster_values()
+    udp = {name: fields for name, fields in values.items() if "/udp|" in name}
     for field, metric in metrics.CLUSTER_METRICS.items():
-        yield metric, [((name,), fields[field]) for name, fields in values.items()]
+        # Names of Envoy's UDP proxy: of no interest to the thousand clusters that have nothing to do with it.
+        shown = udp if field.startswith("udp_") else values
+        yield metric, [((name,), fields[field]) for name, fields in shown.items()]
     codes = [(field, code) for field in CLUSTER_FIELDS if (code := metrics.code_class(field)) is not None]
     yield (
         metrics.CLUSTER_CODES,
@@ -344,8 +347,10 @@ def _clusters(statistics: Statistics, process: ProcessState) -> Iterator[Family]
 
 def _listeners(statistics: Statistics) -> Iterator[Family]:
     values = statistics.listener_values()
+    udp = {name: fields for name, fields in values.items() if name.endswith("_udp")}
     for field, metric in metrics.LISTENER_METRICS.items():
-        yield metric, [((name,), fields[field]) for name, fields in values.items()]
+        shown = udp if field.startswith("udp_") else values
+        yield metric, [((name,), fields[field]) for name, fields in shown.items()]
     codes = [(field, code) for field in LISTENER_FIELDS if (code := metrics.code_class(field)) is not None]
     yield (
         metrics.LISTENER_CODES,

@@ -99,6 +99,10 @@ _CLUSTER_HELP = {
     "ssl_session_reused": "TLS handshakes that resumed a session.",
     "ssl_connection_error": "TLS handshakes that failed, other than by verification.",
     "ssl_fail_verify_error": "TLS handshakes that failed because the upstream's identity was not the expected one.",
+    "udp_sess_tx_datagrams": "Datagrams sent to the cluster.",
+    "udp_sess_tx_errors": "Datagrams that could not be sent to the cluster.",
+    "udp_sess_rx_datagrams": "Datagrams received from the cluster.",
+    "udp_sess_rx_errors": "Errors on receiving from the cluster: its host says that nobody listens there.",
 }
 _LISTENER_HELP = {
     "downstream_cx_total": "Connections accepted.",
@@ -122,7 +126,17 @@ _LISTENER_HELP = {
     "ssl_connection_error": "TLS handshakes that failed, other than by verification.",
     "ssl_fail_verify_no_cert": "TLS handshakes that failed because the downstream showed no certificate.",
     "ssl_fail_verify_error": "TLS handshakes that failed because the downstream's certificate was not accepted.",
-    "plaintext_refused": "Plaintext connections closed by STRICT mutual TLS.",
+    "plaintext_refused": "Plaintext connections closed, and datagrams dropped, by STRICT mutual TLS.",
+    "udp_downstream_sess_total": "UDP sessions begun.",
+    "udp_downstream_sess_active": "UDP sessions that go on.",
+    "udp_downstream_sess_no_route": "Datagrams dropped because nothing was configured for them.",
+    "udp_downstream_sess_rx_datagrams": "Datagrams received from downstreams, in sessions.",
+    "udp_downstream_sess_rx_bytes": "Bytes received from downstreams in datagrams.",
+    "udp_downstream_sess_rx_errors": "Errors on receiving datagrams from downstreams.",
+    "udp_downstream_sess_tx_datagrams": "Datagrams sent to downstreams.",
+    "udp_downstream_sess_tx_bytes": "Bytes sent to downstreams in datagrams.",
+    "udp_downstream_sess_tx_errors": "Datagrams that could not be sent to a downstream.",
+    "udp_idle_timeout": "UDP sessions that ended because nothing moved any more.",
 }
 
 
@@ -133,6 +147,12 @@ def code_class(field: str) -> str | None:
 
 def _of_field(prefix: str, field: str, help: str, label: str) -> Metric:
     return Metric(prefix + field, MetricType.GAUGE if is_gauge(field) else MetricType.COUNTER, help, (label,))
+
+
+def _prefix(field: str) -> str:
+    if field.startswith("udp_"):
+        return "envoy_"
+    return "envoy_http_" if field.startswith("downstream_rq_") else "envoy_listener_"
 
 
 CLUSTER_LABEL = "envoy_cluster_name"
@@ -158,9 +178,10 @@ CLUSTER_EJECTIONS = _counter(
     "envoy_cluster_outlier_detection_ejections_enforced_total", "Ejections by outlier detection.", CLUSTER_LABEL
 )
 LISTENER_METRICS = {
-    # Envoy counts requests on its HTTP connection manager; ours are the listener's, under one label.
+    # Envoy counts requests on its HTTP connection manager and datagrams on its UDP proxy; ours are all the listener's,
+    # under one label.
     field: _of_field(
-        "envoy_http_" if field.startswith("downstream_rq_") else "envoy_listener_",
+        _prefix(field),
         field,
         _LISTENER_HELP[field],
         LISTENER_LABEL,

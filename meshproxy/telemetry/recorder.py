@@ -141,8 +141,9 @@ def tcp_labels(
     service_namespace: str = "unknown",
     response_flags: str = "-",
     security_policy: str = "unknown",
+    protocol: str = "tcp",
 ) -> tuple[str, ...]:
-    """Label values in the order of TCP_LABELS."""
+    """Label values in the order of TCP_LABELS. protocol: `udp` for sessions of datagrams."""
     labels = http_labels(
         reporter=reporter,
         source=source,
@@ -152,7 +153,7 @@ def tcp_labels(
         service_host=service_host,
         service_name=service_name,
         service_namespace=service_namespace,
-        protocol="tcp",
+        protocol=protocol,
         response_flags=response_flags,
         security_policy=security_policy,
     )
@@ -260,6 +261,10 @@ class ClusterCounters:
     ssl_session_reused: int = 0
     ssl_connection_error: int = 0
     ssl_fail_verify_error: int = 0
+    udp_sess_tx_datagrams: int = 0
+    udp_sess_tx_errors: int = 0
+    udp_sess_rx_datagrams: int = 0
+    udp_sess_rx_errors: int = 0
 
 
 @dataclass(slots=True)
@@ -294,6 +299,16 @@ class ListenerCounters:
     ssl_fail_verify_no_cert: int = 0
     ssl_fail_verify_error: int = 0
     plaintext_refused: int = 0
+    udp_downstream_sess_total: int = 0
+    udp_downstream_sess_active: int = 0
+    udp_downstream_sess_no_route: int = 0
+    udp_downstream_sess_rx_datagrams: int = 0
+    udp_downstream_sess_rx_bytes: int = 0
+    udp_downstream_sess_rx_errors: int = 0
+    udp_downstream_sess_tx_datagrams: int = 0
+    udp_downstream_sess_tx_bytes: int = 0
+    udp_downstream_sess_tx_errors: int = 0
+    udp_idle_timeout: int = 0
 
 
 OVERLOAD_ACTIONS = ("refuse_request", "refuse_connection", "reset_stream")

@@ -42,6 +42,7 @@ class EndpointRuntime(EndpointState):
         "connect_failures",
         "connections",
         "connections_total",
+        "has_answered",
         "idle",
         "is_removed",
         "is_suspect",
@@ -61,6 +62,8 @@ class EndpointRuntime(EndpointState):
         self.connections: set[Any] = set()
         self.connections_total = 0
         self.connect_failures = 0
+        self.has_answered = False
+        """UDP: it sends datagrams back, so silence means something (proxy.udp_session)."""
         self.rq_total = 0
         self.rq_error = 0
         self.is_suspect = False

@@ -20,7 +20,8 @@ import uvloop
 from meshproxy.control import messages as m
 from meshproxy.control.channel import WorkerChannel
 from meshproxy.listener.tcp import TcpListener
-from meshproxy.model.cluster import Cluster
+from meshproxy.listener.udp import UdpListener
+from meshproxy.model.cluster import Cluster, Protocol
 from meshproxy.model.endpoint import LocalityEndpoints
 from meshproxy.model.listener import Listener
 from meshproxy.model.workload import Workload, WorkloadLabels
@@ -52,7 +53,7 @@ class Worker:
         self.workloads: dict[str, WorkloadRuntime] = {}
         self.tables: dict[str, CompiledTable] = {}
         self.peers: dict[str, WorkloadLabels] = {}
-        self.listeners: dict[str, TcpListener] = {}
+        self.listeners: dict[str, TcpListener | UdpListener] = {}
         self.certificates: dict[str, Bundle] = {}
         self.retired: list[ListenerRuntime] = []
         """Listeners that no longer accept and still have connections."""
@@ -223,7 +224,8 @@ class Worker:
         self._close_listener(spec.name)
         table = self.tables.get(spec.route_table) if spec.route_table is not None else None
         runtime = ListenerRuntime(spec, table, workload, self.state, self.peers)
-        self.listeners[spec.name] = TcpListener(socket.socket(fileno=descriptor), runtime)
+        kind = UdpListener if spec.protocol is Protocol.UDP else TcpListener
+        self.listeners[spec.name] = kind(socket.socket(fileno=descriptor), runtime)
         if self.state.is_draining:
             self.listeners[spec.name].pause()
 
@@ -307,6 +309,9 @@ class Worker:
         """Accept no more, say goodbye on every answer, and (exits) end when nothing is in flight."""
         self.state.is_draining = True
         for listener in self.listeners.values():
+            if isinstance(listener, UdpListener):
+                listener.drain()
+                continue
             listener.close()  # not merely paused: who connects now must be refused, not left in a queue
             for connection in list(listener.runtime.connections):
                 connection.drain()

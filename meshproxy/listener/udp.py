@@ -1,0 +1,106 @@
+"""One UDP socket in one worker: receive datagrams in batches, find or begin each downstream's session.
+
+Decides: who may have a session (PeerAuthentication mode, limits). Leaves to others: where its datagrams go
+(proxy.udp_session).
+
+STRICT: a plain datagram shows no identity, so it is dropped, as a plaintext connection is reset.
+"""
+
+import select
+import socket
+from collections.abc import Iterable
+
+from meshproxy.model.listener import MtlsMode
+from meshproxy.proxy.listener_runtime import ListenerRuntime
+from meshproxy.proxy.udp_session import BATCH, LARGEST_BYTES, Downstream, UdpFlows, UdpSession
+from meshproxy.route.l4 import L4Table
+
+MAX_SESSIONS = 16384
+"""Of one listener in one worker: each takes a descriptor and about 2 KiB, and senders' addresses can be made up."""
+
+
+class UdpListener:
+    """Receives until closed. The socket is ours; control keeps a copy, so a successor finds what has come meanwhile."""
+
+    __slots__ = ("_flows", "_is_receiving", "_sock", "l4", "runtime")
+
+    def __init__(self, sock: socket.socket, runtime: ListenerRuntime) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self.runtime = runtime
+        self.l4 = L4Table(runtime.listener.tcp_routes)
+        self._flows = UdpFlows(sock, runtime)
+        self._flows.poller.register(sock.fileno(), select.EPOLLIN)
+        self._is_receiving = True
+        runtime.state.loop.add_reader(self._flows.poller.fileno(), self._on_ready)
+
+    def pause(self) -> None:
+        """Leave what comes from downstreams in the socket; sessions get their answers."""
+        if self._is_receiving:
+            self._is_receiving = False
+            self._flows.poller.unregister(self._sock.fileno())
+
+    def close(self) -> None:
+        """Receive no more: sessions have no other way to their downstreams, so they end."""
+        for session in list(self._flows.by_downstream.values()):
+            session.end()
+        self._close_sockets()
+
+    def drain(self) -> None:
+        """Go on for as long as there are sessions: no one can be told to go elsewhere."""
+        self._flows.on_empty = self._close_sockets
+        if not self._flows.by_downstream:
+            self._close_sockets()
+
+    def _close_sockets(self) -> None:
+        if self._sock.fileno() >= 0:
+            self.runtime.state.loop.remove_reader(self._flows.poller.fileno())
+            self._flows.poller.close()
+            self._sock.close()
+
+    def _on_ready(self) -> None:
+        flows = self._flows
+        own = self._sock.fileno()
+        sessions = flows.by_descriptor
+        for descriptor, _ in flows.poller.poll(0, BATCH):
+            if descriptor == own:
+                self._receive()
+            elif (session := sessions.get(descriptor)) is not None:
+                session.on_readable()
+
+    def _receive(self) -> None:
+        receive, sessions = self._sock.recvfrom, self._flows.by_downstream
+        for _ in range(BATCH):
+            try:
+                data, downstream = receive(LARGEST_BYTES)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:
+                self.runtime.counters.udp_downstream_sess_rx_errors += 1
+                return
+            session = sessions.get(downstream) or self._begin(downstream)
+            if session is not None:
+                session.forward(data)
+
+    def _begin(self, downstream: Downstream) -> UdpSession | None:
+        runtime = self.runtime
+        state, counters, listener = runtime.state, runtime.counters, runtime.listener
+        if listener.mtls is MtlsMode.STRICT:
+            counters.plaintext_refused += 1
+            return None
+        limit = listener.max_connections or MAX_SESSIONS
+        if len(self._flows.by_downstream) >= limit or state.open_connections >= state.max_connections:
+            counters.downstream_cx_overflow += 1
+            return None
+        if state.is_overloaded:
+            state.counters.overload["refuse_connection"] += 1
+            return None
+        route = self.l4.find(str(self._sock.getsockname()[0]))
+        if route is None:
+            counters.udp_downstream_sess_no_route += 1
+            return None
+        session = UdpSession(self._flows, downstream, route.cluster_key(state.draw()))
+        return session if session.begin() else None
+
+    def sessions(self) -> Iterable[UdpSession]:
+        return self._flows.by_downstream.values()
