@@ -1,12 +1,18 @@
 """TCP through a live worker: any bytes, both halves, and what happens when one side is gone."""
 
 import asyncio
+import json
 import os
+import ssl
+from pathlib import Path
 
 import pytest
 
 from meshproxy.model.cluster import CircuitLimits, Protocol
+from meshproxy.model.listener import AccessLogPolicy, Direction, ServerTls, ServerTlsMode
+from meshproxy.telemetry.access_log import AccessLog
 from tests.support.client import Client
+from tests.support.handshakes import client_hello
 from tests.support.live_worker import LiveWorker, until
 from tests.support.raw_server import Blackhole, RawServer, reset, unused_port
 
@@ -276,3 +282,20 @@ async def test_a_half_closed_start_of_unknown_protocol_still_gets_its_answer() -
             assert await client.bytes(7) == b"GE<bye>"
             assert await client.ended() == "end"
         await nothing_left(live)
+
+
+async def test_the_log_tells_the_server_name_of_tls_that_passes_through(tmp_path: Path) -> None:
+    hello = client_hello(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "a.example")
+    passthrough = ServerTls(mode=ServerTlsMode.PASSTHROUGH)
+    async with RawServer(echo) as upstream, LiveWorker() as live:
+        cluster = live.cluster([("127.0.0.1", upstream.port)], protocol=Protocol.TCP)
+        port = live.listen(cluster, direction=Direction.GATEWAY, protocol=Protocol.TCP, tls=passthrough)
+        log = live.worker.state.access_log = AccessLog(AccessLogPolicy(path=str(tmp_path / "log"), encoding="json"))
+        async with Client(port) as client:
+            client.send(hello)
+            client.end()
+            assert await client.bytes(len(hello)) == hello
+        await nothing_left(live)
+        log.close()
+        line = json.loads((tmp_path / "log").read_text())
+        assert (line["requested_server_name"], line["bytes_received"]) == ("a.example", len(hello))
