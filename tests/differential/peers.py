@@ -113,11 +113,11 @@ async def peers(table: RouteTable, scripts: Mapping[str, bytes]) -> AsyncIterato
         port = worker.listen("a")
         worker.put(m.PutRouteTable(RouteTable(name=f"table-{port}", virtual_hosts=table.virtual_hosts)))
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        envoy_port = await _start_envoy(stack, envoy, directory, json.dumps(bootstrap(table, clusters)))
+        envoy_port = await start_envoy(stack, envoy, directory, json.dumps(bootstrap(table, clusters)))
         yield Peers({"envoy": envoy_port, "meshproxy": port}, seen)
 
 
-async def _start_envoy(stack: contextlib.AsyncExitStack, binary: str, directory: Path, config: str) -> int:
+async def start_envoy(stack: contextlib.AsyncExitStack, binary: str, directory: Path, config: str) -> int:
     """Port of its listener."""
     (directory / "envoy.json").write_text(config)
     log = stack.enter_context((directory / "log").open("w"))

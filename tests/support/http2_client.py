@@ -143,7 +143,12 @@ class Http2Client(asyncio.Protocol):
         self._acks = acks
         self._rest = b""
         self._fragments: bytearray | None = None
-        self._decoder = hpack.Decoder()
+        self.decoder = hpack.Decoder()
+        self._table_size = (settings or {}).get(HEADER_TABLE_SIZE, 4096)
+        self.max_frame_size = (settings or {}).get(MAX_FRAME_SIZE, 1 << 14)
+        """A longer frame that comes is illegal."""
+        self.settings: dict[int, int] = {}
+        """Of the other side, as of `handshake`."""
         self._changed = asyncio.Event()
         self._writable = asyncio.Event()
         self._writable.set()
@@ -205,7 +210,8 @@ class Http2Client(asyncio.Protocol):
         if not self._acks:
             self.send(settings_ack())
         await self.frame(h2f.SettingsFrame, lambda f: "ACK" in f.flags)
-        return dict(settings.settings)
+        self.settings = dict(settings.settings)
+        return self.settings
 
     async def response(self, stream_id: int) -> Response:
         """The whole answer. Interim (1xx) answers are in `streams[stream_id].blocks`."""
@@ -298,6 +304,7 @@ class Http2Client(asyncio.Protocol):
         self._changed.set()
 
     def _on_frame(self, whole: bytes) -> None:
+        assert len(whole) - 9 <= self.max_frame_size, "a frame larger than we allow"
         frame, _ = h2f.Frame.parse_frame_header(memoryview(whole[:9]))
         frame.parse_body(memoryview(whole[9:]))
         self.frames.append(frame)
@@ -309,13 +316,17 @@ class Http2Client(asyncio.Protocol):
         elif isinstance(frame, h2f.HeadersFrame | h2f.ContinuationFrame):
             self._fragments = (self._fragments or bytearray()) + frame.data
             if "END_HEADERS" in frame.flags:
-                fields = self._decoder.decode(bytes(self._fragments), raw=True)
+                fields = self.decoder.decode(bytes(self._fragments), raw=True)
                 stream.blocks.append([(bytes(name), bytes(value)) for name, value in fields])
                 self._fragments = None
         elif isinstance(frame, h2f.RstStreamFrame):
             stream.reset = frame.error_code
-        elif self._acks and isinstance(frame, h2f.SettingsFrame) and "ACK" not in frame.flags:
-            self.send(settings_ack())
+        elif isinstance(frame, h2f.SettingsFrame):
+            if "ACK" in frame.flags:
+                # From here on a header block must not use, and must announce, a smaller table (RFC 9113 §4.3.1).
+                self.decoder.max_allowed_table_size = self._table_size
+            elif self._acks:
+                self.send(settings_ack())
         elif self._acks and isinstance(frame, h2f.PingFrame) and "ACK" not in frame.flags:
             self.send(ping_frame(frame.opaque_data, ack=True))
         stream.has_ended = stream.has_ended or "END_STREAM" in frame.flags
