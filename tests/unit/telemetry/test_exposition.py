@@ -29,6 +29,7 @@ HTTP = http_labels(
 )
 TCP = tcp_labels(reporter="destination", source=UNKNOWN_WORKLOAD, destination=APP, service_host="edge.shop.svc")
 CLUSTER = "outbound|80||edge.shop.svc"
+UDP_CLUSTER = "outbound|53/udp||dns.example"
 
 
 def flush_of(recorder: Recorder, pid: int) -> Flush:
@@ -111,6 +112,13 @@ def busy() -> Statistics:
     return statistics
 
 
+def add_udp(statistics: Statistics) -> None:
+    recorder = Recorder()
+    recorder.cluster(UDP_CLUSTER, UDP_CLUSTER).udp_sess_rx_datagrams += 5
+    recorder.listener("127.0.0.1_53_udp").udp_downstream_sess_total += 1
+    statistics.merge(flush_of(recorder, 1), now=0.0)
+
+
 def test_counts_of_all_workers_add_up(busy: Statistics) -> None:
     assert value(busy, "istio_requests_total") == 4
     assert value(busy, "istio_tcp_connections_opened_total") == 4
@@ -124,6 +132,14 @@ def test_counts_of_all_workers_add_up(busy: Statistics) -> None:
     assert value(busy, "envoy_listener_downstream_cx_total") == 2
     assert value(busy, "meshproxy_protocol_errors_total", detail='odd "word"\\') == 2
     assert value(busy, "meshproxy_access_log_lines_total", result="dropped") == 8
+
+
+def test_names_of_the_udp_proxy_are_shown_where_there_is_udp(busy: Statistics) -> None:
+    assert "udp" not in text_of(busy)
+    add_udp(busy)
+    assert value(busy, "envoy_cluster_udp_sess_rx_datagrams_total", envoy_cluster_name=UDP_CLUSTER) == 5
+    assert value(busy, "envoy_udp_downstream_sess_total", envoy_listener_address="127.0.0.1_53_udp") == 1
+    assert value(busy, "envoy_udp_downstream_sess_active") == 0
 
 
 def test_histograms_are_cumulative_with_envoys_buckets(busy: Statistics) -> None:
@@ -147,6 +163,7 @@ def test_requests_carry_the_25_labels_in_istios_order(busy: Statistics) -> None:
 
 @pytest.mark.parametrize("is_openmetrics", [False, True])
 def test_the_text_is_read_back_whole(busy: Statistics, is_openmetrics: bool) -> None:
+    add_udp(busy)
     text = text_of(busy, is_openmetrics)
     parse: Callable[..., object] = parse_openmetrics if is_openmetrics else parse_text
     parsed = list(parse(text))  # type: ignore[call-overload]
