@@ -416,10 +416,10 @@ class Http2Connection:
                 raise Http2Error(PROTOCOL_ERROR, "ping_on_stream")
             if len(payload) != 8:
                 raise Http2Error(FRAME_SIZE_ERROR, "ping_size")
+            self._glitch()
             if flags & ACK:
                 self._on_ping_ack(payload)
             else:
-                self._glitch()
                 self._answer(frame(PING, ACK, 0, payload))
         elif kind == CONTINUATION:
             self._read_continuation(flags, payload)
@@ -512,7 +512,10 @@ class Http2Connection:
         if flags & ACK:
             if payload:
                 raise Http2Error(FRAME_SIZE_ERROR, "settings_ack_size")
-            self._settings_unacknowledged = max(self._settings_unacknowledged - 1, 0)
+            if self._settings_unacknowledged:
+                self._settings_unacknowledged -= 1
+            else:
+                self._glitch()
             return
         if len(payload) % 6:
             raise Http2Error(FRAME_SIZE_ERROR, "settings_size")
