@@ -60,6 +60,29 @@ def without_ejection_limit(text: str) -> str:
     return text.replace(marker, marker + "      maxEjectionPercent: 100\n")
 
 
+def readiness(plan: Plan) -> str:
+    """What an operator adds so that this node asks each edge-service whether it is ready: a file of its own.
+
+    It asks through the inbound listener, which takes plaintext as long as the service is PERMISSIVE.
+    """
+    return f"""apiVersion: networking.istio.io/v1
+kind: WorkloadGroup
+metadata:
+  name: edge-service
+spec:
+  metadata:
+    labels:
+      app: edge-service
+  template: {{}}
+  probe:
+    periodSeconds: 1
+    failureThreshold: 1
+    httpGet:
+      path: /ready
+      port: {plan.inbound_port}
+"""
+
+
 def _services(plan: Plan) -> str:
     documents = [
         f"""apiVersion: networking.istio.io/v1

@@ -152,14 +152,28 @@ class Stage:
         process.kill()
         process.wait()
 
+    def set_ready(self, instance: Instance, is_ready: bool) -> None:
+        """What the application answers to its readiness probe from now on."""
+        self._applications[instance.name].send_signal(signal.SIGUSR2 if is_ready else signal.SIGUSR1)
+
     def instance(self, name: str) -> Instance:
         return next(instance for instance in self.plan.instances if instance.name == name)
 
     def allow_emptying_a_zone(self) -> None:
         """Edit the locality file in place, as an operator would: written beside, then renamed over."""
-        path = self.root / "mesh" / "locality-lb.yaml"
+        text = (self.root / "mesh" / "locality-lb.yaml").read_text()
+        self._put("locality-lb.yaml", files.without_ejection_limit(text))
+
+    def add_probe(self) -> None:
+        self._put("readiness.yaml", files.readiness(self.plan))
+
+    def remove_probe(self) -> None:
+        (self.root / "mesh" / "readiness.yaml").unlink()
+
+    def _put(self, name: str, text: str) -> None:
+        path = self.root / "mesh" / name
         fresh = path.with_suffix(".new")
-        fresh.write_text(files.without_ejection_limit(path.read_text()))
+        fresh.write_text(text)
         os.replace(fresh, path)
 
     def _close(self) -> None:

@@ -15,6 +15,8 @@ RATE = 400.0
 """Requests a second while zones are compared: enough to count by, little enough for two small cores."""
 LATENCY_RATE = 200.0
 EJECTION_WITHIN_S = 5.0
+UNREADY_WITHIN_S = 3.0
+"""The probe asks every second; one failure is enough."""
 SETTLE_S = 0.5
 RESTORE_WITHIN_S = 45.0
 """30 s base ejection, seen at the next sweep of 10 s, and a little."""
@@ -58,6 +60,7 @@ class Demo:
         await self.identities()
         await self.strict()
         await self.latency()
+        await self.not_ready()
         await self.crash_and_return()
         await self.zone_lost()
         self.memory()
@@ -171,23 +174,61 @@ class Demo:
             added["p50_ms"] < 1.0,
         )
 
-    def _is_ejected(self, instance: Instance) -> bool:
+    def _has_failed(self, instance: Instance, check: str) -> bool:
+        """check: Envoy's name of what takes endpoints out, in /clusters."""
         for cluster in self.stage.this_node.clusters().get("cluster_statuses", ()):
             for status in cluster.get("host_statuses", ()):
                 address = status["address"]["socket_address"]["address"]
                 health = status.get("health_status", {})
-                if address == instance.address and health.get("failed_outlier_check"):
+                if address == instance.address and health.get(check):
                     return True
         return False
 
-    async def _until(self, instance: Instance, is_ejected: bool, within_s: float) -> float | None:
-        """Seconds until the endpoint is (not) ejected; None when that does not happen in time."""
+    async def _until(
+        self, instance: Instance, is_out: bool, within_s: float, check: str = "failed_outlier_check"
+    ) -> float | None:
+        """Seconds until the endpoint is out, or in again; None when that does not happen in time."""
         started = time.perf_counter()
         while (took := time.perf_counter() - started) < within_s:
-            if await asyncio.to_thread(self._is_ejected, instance) is is_ejected:
+            if await asyncio.to_thread(self._has_failed, instance, check) is is_out:
                 return took
             await asyncio.sleep(0.1)
         return None
+
+    async def not_ready(self) -> None:
+        self.view.step("an endpoint says that it is not ready, and later that it is (WorkloadGroup with a probe)")
+        busy = self.stage.instance("edge-2a")
+        tally = Tally()
+        done = False
+        self.stage.add_probe()
+        load = asyncio.ensure_future(self._watched(tally, self._load(tally, 30, until=lambda: done)))
+        served = []
+        took = []
+        for is_ready in (False, True):
+            self.stage.set_ready(busy, is_ready)
+            took.append(await self._until(busy, not is_ready, UNREADY_WITHIN_S, "failed_active_health_check"))
+            await asyncio.sleep(SETTLE_S)  # what was on its way is answered: it is busy, not broken
+            before = tally.endpoints[busy.name]
+            await asyncio.sleep(1.0)
+            served.append(tally.endpoints[busy.name] - before)
+        done = True
+        await load
+        self.stage.remove_probe()
+        out, back = took
+        self.report.expect(
+            self.view,
+            "an endpoint that is not ready gets nothing",
+            f"within {UNREADY_WITHIN_S:.0f} s",
+            f"out after {out:.1f} s, {served[0]} requests in the next second" if out is not None else "not taken out",
+            out is not None and served[0] == 0 and tally.failed == 0,
+        )
+        self.report.expect(
+            self.view,
+            "it serves again once it is ready",
+            f"within {UNREADY_WITHIN_S:.0f} s",
+            f"after {back:.1f} s, {served[1]} requests in the next second" if back is not None else "not taken back",
+            back is not None and served[1] > 0,
+        )
 
     async def crash_and_return(self) -> None:
         self.view.step("an endpoint crashes, is ejected, comes back and is restored (consecutiveErrors: 5)")
