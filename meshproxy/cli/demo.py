@@ -16,8 +16,8 @@ def add_parser(subparsers: Any) -> None:
         "demo",
         help="a mesh of real processes on loopback, with its expectations checked",
         description="Starts two proxies and six applications on loopback, drives load through them and checks: traffic "
-        "by locality, mTLS and identities, STRICT, added latency, an endpoint that is not ready, ejection and return of "
-        "a crashed one, loss of a zone, memory. Exit status 0 only if everything held. Takes about a minute and a half.",
+        "by locality, mTLS and identities, STRICT, added latency, an endpoint that is not ready, ejection and return "
+        "of a crashed one, loss of a zone, memory. Exit status 0 only if all of it held. Takes about 75 seconds.",
     )
     parser.add_argument(
         "--seconds", type=float, default=6.0, metavar="S", help="length of each load phase (default: %(default)s)"
