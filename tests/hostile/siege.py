@@ -1,0 +1,156 @@
+"""A proxy under attack: real processes, an upstream that counts, and a caller elsewhere who must not notice.
+
+async with Siege(tmp_path) as siege:
+    async with siege.attack(record, "rapid_reset") as figures:
+        …                       # what the attacker does with connections to siege.port
+    assert figures.upstream_requests <= 500
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import Any, Self
+
+from tests.faults.traffic import (
+    Callers,
+    Figures,
+    Record,
+    mesh,
+    metric,
+    note,
+    private_mib,
+    publish,
+    quantile,
+    started,
+    until,
+)
+from tests.support.proxy_process import ProxyProcess, free_port
+from tests.support.raw_server import RawServer
+
+RATE = 200.0
+"""Requests a second of the caller who is served meanwhile."""
+SLOWEST_S = 0.5
+"""Asked of every one of them; attacker, caller and proxy share two processors, so a finer bound would measure those."""
+WARM_CALLS, BASE_CALLS = 10, 50
+"""Of the caller, before an attack: not counted, then the ones to compare with."""
+MIB = bytes(1 << 20)
+
+
+@dataclass
+class Measured:
+    """Of one attack; complete when its `async with` has ended. frames: as many as the attacker says it sent."""
+
+    upstream_requests: int = 0
+    upstream_cancelled: int = 0
+    frames: int = 0
+    took_s: float = 0.0
+    grown_mib: float = 0.0
+    """Private memory of the worker, the highest during the attack, less what it had before."""
+    worker_cpu_s: float = 0.0
+    caller_requests: int = 0
+    caller_failures: int = 0
+    caller_p99_ms: float = 0.0
+    caller_slowest_ms: float = 0.0
+    caller_p99_before_ms: float = 0.0
+
+
+class Siege:
+    """The upstream answers /hold never, /big with 1 MiB, everything else with `ok`; `seen` are the targets of all
+    requests but the caller's."""
+
+    def __init__(self, directory: Path, route: Mapping[str, Any] | None = None) -> None:
+        self._directory = directory
+        self._route = route
+        self._stack = contextlib.AsyncExitStack()
+        self.port = free_port()
+        self.seen: list[bytes] = []
+        self.cancelled = 0
+        """Requests whose connection ended before their answer was taken."""
+
+    async def __aenter__(self) -> Self:
+        upstream = await self._stack.enter_async_context(RawServer(self._serve))
+        publish(self._directory, mesh(self.port, [("127.0.0.1", upstream.port, "")], None, self._route))
+        self.proxy = self._stack.enter_context(ProxyProcess(self._directory, module="meshproxy"))
+        await started(self.proxy)
+        self.worker = self.proxy.children()["mesh-worker-0"]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        try:
+            assert self.proxy.children().get("mesh-worker-0") == self.worker, "the worker has been replaced"
+        finally:
+            await self._stack.aclose()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.CancelledError):  # asyncio's streams log a handler that is cancelled
+            await self._answer(reader, writer)
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            head = await reader.readuntil(b"\r\n\r\n")
+            target = head.split(b" ", 2)[1]
+            if target != b"/caller":
+                self.seen.append(target)
+            if target == b"/hold":
+                await _read_all(reader)
+                self.cancelled += 1
+                return
+            body = MIB if target == b"/big" else b"ok"
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+            try:
+                await writer.drain()
+            except ConnectionError:
+                self.cancelled += 1
+                raise
+
+    @contextlib.asynccontextmanager
+    async def attack(self, record: Record, row: str) -> AsyncIterator[Measured]:
+        """Measured from entry to exit, noted as `row`. The caller asks before, during, and after; each of its requests
+        must be answered with 200, in SLOWEST_S."""
+        measured = Measured()
+        async with Callers(self.port, rate=RATE, connections=8, target="/caller") as callers:
+            await until(lambda: len(callers.calls) > WARM_CALLS + BASE_CALLS)
+            began, seen, cancelled = monotonic(), len(self.seen), self.cancelled
+            memory, cpu = private_mib(self.worker), _cpu_s(self.worker)
+            figures = Figures()
+            watch = asyncio.create_task(figures.watch(0.02, memory=lambda: private_mib(self.worker)))
+            try:
+                yield measured
+            finally:
+                watch.cancel()
+            measured.worker_cpu_s = _cpu_s(self.worker) - cpu
+            highest = max(figures.highest.get("memory", memory), private_mib(self.worker))
+            measured.grown_mib = max(0.0, highest - memory)
+            ended, answered = monotonic(), len(callers.calls)
+            await until(lambda: len(callers.calls) > answered + WARM_CALLS)
+        measured.took_s = ended - began
+        measured.upstream_requests = len(self.seen) - seen
+        measured.upstream_cancelled = self.cancelled - cancelled
+        during = [call.took_s * 1000 for call in callers.since(began)]
+        measured.caller_requests = len(during)
+        measured.caller_failures = len(callers.failures())
+        measured.caller_p99_ms = quantile(during, 0.99)
+        measured.caller_slowest_ms = max(during)
+        measured.caller_p99_before_ms = quantile(
+            [call.took_s * 1000 for call in callers.calls[WARM_CALLS : WARM_CALLS + BASE_CALLS]], 0.99
+        )
+        note(record, row, **vars(measured))
+        assert measured.caller_failures == 0, callers.failures()[:3]
+        assert measured.caller_slowest_ms < SLOWEST_S * 1000
+
+    async def metric(self, name: str) -> float:
+        return await metric(self.proxy, name)
+
+
+async def _read_all(reader: asyncio.StreamReader) -> None:
+    with contextlib.suppress(ConnectionError):
+        while await reader.read(65536):
+            pass
+
+
+def _cpu_s(pid: int) -> float:
+    """Of a process, in finer steps than the clock ticks of its stat."""
+    return sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9

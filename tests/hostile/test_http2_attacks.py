@@ -1,0 +1,132 @@
+"""Attacks on the HTTP/2 of a running proxy: what they get, what they cost, and that nobody else notices.
+
+Each test names what is done; its figures are kept with its result. The limits asked are those of Envoy or of this
+proxy's own table (codec.http2). Sources: CVE-2023-44487, CVE-2025-8671, CVE-2024-27316, CVE-2019-9511 to 9518,
+CVE-2016-6581; RFC 9113 §5 to §8 and §10.5; RFC 7541.
+"""
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+
+import hyperframe.frame as h2f
+import pytest
+import pytest_asyncio
+
+from tests.faults.traffic import Record
+from tests.hostile.siege import Measured, Siege
+from tests.support.http2_client import (
+    CANCEL,
+    CONTINUATION,
+    DATA,
+    ENHANCE_YOUR_CALM,
+    PADDED,
+    PRIORITY,
+    PROTOCOL_ERROR,
+    Http2Client,
+    data_frame,
+    goaway_frame,
+    headers_frame,
+    ping_frame,
+    raw_frame,
+    request,
+    rst_frame,
+    settings_ack,
+    settings_frame,
+    window_frame,
+)
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+HOLD = request("/hold")
+CALM = {ENHANCE_YOUR_CALM}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def siege(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Siege]:
+    """One proxy for all of them, so each attack meets what the ones before it left behind."""
+    async with Siege(tmp_path_factory.mktemp("siege")) as siege:
+        yield siege
+
+
+async def send_until_closed(client: Http2Client, bursts: Iterable[Sequence[bytes]], measured: Measured) -> None:
+    """A burst of frames at a time, each read by the proxy before the next is sent; frames sent are counted."""
+    for number, burst in enumerate(bursts):
+        client.send(*burst)
+        measured.frames += len(burst)
+        await read(client, number)
+        if client.closed:
+            return
+
+
+async def read(client: Http2Client, number: int = 0) -> None:
+    """The proxy has read all that was sent, or closed the connection."""
+    mark = number.to_bytes(8, "big")
+    client.send(ping_frame(mark))
+    at = len(client.frames)
+    await client.until(
+        lambda: (
+            client.closed or any(isinstance(f, h2f.PingFrame) and f.opaque_data == mark for f in client.frames[at:])
+        ),
+        "PING to be answered",
+    )
+
+
+async def test_streams_opened_and_reset_at_once_reach_no_upstream_and_end_the_connection(
+    siege: Siege, record_property: Record
+) -> None:
+    async with siege.attack(record_property, "rapid_reset") as measured, Http2Client(siege.port) as client:
+        await client.handshake()
+        bursts = (
+            [headers_frame(i, HOLD) + rst_frame(i, CANCEL) for i in range(first, first + 200, 2)]
+            for first in range(1, 20_000, 200)
+        )
+        await send_until_closed(client, bursts, measured)
+        goaway = await client.expect_goaway(ENHANCE_YOUR_CALM)
+    assert goaway.last_stream_id < 2 * 500
+    assert measured.upstream_requests <= 500
+    assert measured.upstream_cancelled == measured.upstream_requests
+    assert measured.grown_mib < 8
+
+
+# ── frames that carry nothing ──
+
+OPEN = headers_frame(1, request("/hold", method="POST"), end_stream=False)
+BEGUN = headers_frame(1, b"", end_headers=False)
+GONE = headers_frame(1, HOLD) + rst_frame(1)
+
+FLOODS: list[tuple[str, bytes, bytes, set[int]]] = [
+    ("settings", b"", settings_frame(), CALM),
+    ("settings_of_unknown_kinds", b"", settings_frame((i, 1) for i in range(0x100, 0x200)), CALM),
+    ("settings_of_a_changing_window", b"", settings_frame((4, i) for i in range(256)), CALM),
+    ("settings_acknowledgements", b"", settings_ack(), CALM | {PROTOCOL_ERROR}),
+    ("ping", b"", ping_frame(), CALM),
+    ("ping_acknowledgements", b"", ping_frame(ack=True), CALM),
+    ("empty_data", OPEN, data_frame(1, end_stream=False), CALM),
+    ("data_of_padding_alone", OPEN, raw_frame(DATA, PADDED, 1, b"\xff" + bytes(255)), CALM),
+    ("empty_continuation", BEGUN, raw_frame(CONTINUATION, 0, 1), CALM),
+    ("priority", b"", raw_frame(PRIORITY, 0, 3, bytes(5)), CALM),
+    ("priority_of_many_streams", b"", b"".join(raw_frame(PRIORITY, 0, i, bytes(5)) for i in range(3, 203, 2)), CALM),
+    ("window_of_the_connection", b"", window_frame(0, 1), CALM),
+    ("window_of_a_stream", OPEN, window_frame(1, 1), CALM),
+    ("window_of_a_closed_stream", GONE, window_frame(1, 1), CALM),
+    ("reset_of_a_closed_stream", GONE, rst_frame(1), CALM),
+    ("unknown_kinds", b"", raw_frame(0xFA, 0xFF, 1, b"?"), CALM),
+    ("unknown_kinds_of_16_kib", b"", raw_frame(0xFA, 0xFF, 1, bytes(16384)), CALM),
+    ("goaway", OPEN, goaway_frame(), CALM),
+]
+
+
+@pytest.mark.parametrize(("name", "first", "flood", "codes"), FLOODS, ids=[flood[0] for flood in FLOODS])
+async def test_a_flood_of_frames_that_carry_nothing_ends_the_connection(
+    name: str, first: bytes, flood: bytes, codes: set[int], siege: Siege, record_property: Record
+) -> None:
+    async with siege.attack(record_property, name) as measured, Http2Client(siege.port) as client:
+        await client.handshake()
+        client.send(first)
+        if first is BEGUN:  # nothing else may come between, so nothing tells that it has been read
+            client.send(flood * 1000)
+            measured.frames = 1000
+        else:
+            await send_until_closed(client, ([flood] * 50 for _ in range(200)), measured)
+        await client.expect_goaway(codes)
+    assert measured.grown_mib < 2
+    assert measured.worker_cpu_s < 0.1
