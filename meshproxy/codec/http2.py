@@ -66,6 +66,8 @@ GLITCHES_PER_SECOND: Final = 100.0
 MAX_GLITCHES: Final = 200.0
 """Frames that cost us and carry nothing (PING, SETTINGS, PRIORITY, empty DATA, unknown kinds): a bucket of this size,
 refilled at GLITCHES_PER_SECOND."""
+MAX_SETTINGS: Final = 32
+"""In one frame: each may mean work on every stream (CVE-2020-11080; nghttp2's limit)."""
 MAX_RESETS_MADE: Final = 200
 """Streams a peer may make us reset in a connection's life (CVE-2025-8671)."""
 PREMATURE_AFTER: Final = 100
@@ -519,6 +521,8 @@ class Http2Connection:
             return
         if len(payload) % 6:
             raise Http2Error(FRAME_SIZE_ERROR, "settings_size")
+        if len(payload) > MAX_SETTINGS * 6:
+            raise Http2Error(ENHANCE_YOUR_CALM, "too_many_settings")
         self._has_settings = True
         self._glitch()
         for at in range(0, len(payload), 6):
