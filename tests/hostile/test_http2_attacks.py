@@ -18,6 +18,7 @@ from tests.support.http2_client import (
     CONTINUATION,
     DATA,
     ENHANCE_YOUR_CALM,
+    INITIAL_WINDOW_SIZE,
     PADDED,
     PRIORITY,
     PROTOCOL_ERROR,
@@ -95,8 +96,8 @@ GONE = headers_frame(1, HOLD) + rst_frame(1)
 
 FLOODS: list[tuple[str, bytes, bytes, set[int]]] = [
     ("settings", b"", settings_frame(), CALM),
-    ("settings_of_unknown_kinds", b"", settings_frame((i, 1) for i in range(0x100, 0x200)), CALM),
-    ("settings_of_a_changing_window", b"", settings_frame((4, i) for i in range(256)), CALM),
+    ("settings_of_unknown_kinds", b"", settings_frame((i, 1) for i in range(0x100, 0x120)), CALM),
+    ("settings_of_a_changing_window", b"", settings_frame((4, i) for i in range(32)), CALM),
     ("settings_acknowledgements", b"", settings_ack(), CALM | {PROTOCOL_ERROR}),
     ("ping", b"", ping_frame(), CALM),
     ("ping_acknowledgements", b"", ping_frame(ack=True), CALM),
@@ -129,4 +130,15 @@ async def test_a_flood_of_frames_that_carry_nothing_ends_the_connection(
             await send_until_closed(client, ([flood] * 50 for _ in range(200)), measured)
         await client.expect_goaway(codes)
     assert measured.grown_mib < 2
+    assert measured.worker_cpu_s < 0.1
+
+
+async def test_settings_by_the_thousand_do_not_work_on_every_stream_each(siege: Siege, record_property: Record) -> None:
+    """CVE-2020-11080: a window that changes 2,730 times in a frame of 16 KiB, with 100 streams to adjust each time."""
+    many = settings_frame((INITIAL_WINDOW_SIZE, i) for i in range(2730))
+    async with siege.attack(record_property, "many_settings") as measured, Http2Client(siege.port) as client:
+        await client.handshake()
+        client.send(*(headers_frame(i, HOLD) for i in range(1, 200, 2)))
+        await send_until_closed(client, ([many] for _ in range(100)), measured)
+        await client.expect_goaway(ENHANCE_YOUR_CALM)
     assert measured.worker_cpu_s < 0.1
