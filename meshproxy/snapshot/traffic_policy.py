@@ -143,12 +143,19 @@ def pool_settings(pool: Setting | None, retry_budget: Setting | None, protocol: 
 
 
 def _keepalive(value: Mapping[str, Any]) -> TcpKeepalive:
-    """setsockopt takes whole seconds, at least one."""
+    """setsockopt takes whole seconds, at least one; more than Linux takes is the most it takes: refusing it would cost
+    every connection of the cluster."""
 
     def seconds(name: str) -> int | None:
-        return max(1, round(value[name])) if value.get(name) else None
+        return min(_MAX_KEEPALIVE_S, max(1, round(value[name]))) if value.get(name) else None
 
-    return TcpKeepalive(time_s=seconds("time"), interval_s=seconds("interval"), probes=value.get("probes") or None)
+    probes = min(_MAX_KEEPALIVE_PROBES, value.get("probes") or 0)
+    return TcpKeepalive(time_s=seconds("time"), interval_s=seconds("interval"), probes=probes or None)
+
+
+# include/net/tcp.h: MAX_TCP_KEEPIDLE and MAX_TCP_KEEPINTVL, MAX_TCP_KEEPCNT.
+_MAX_KEEPALIVE_S = 32767
+_MAX_KEEPALIVE_PROBES = 127
 
 
 def upstream_tls(setting: Setting | None, host: str, port: int, subset: str, is_external: bool) -> UpstreamTls:

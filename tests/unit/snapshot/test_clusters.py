@@ -130,6 +130,11 @@ def test_annotations_turn_the_statistical_checks_on() -> None:
             TcpKeepalive(time_s=7200, interval_s=2, probes=3),
         ),
         ("{tcp: {tcpKeepalive: {}}}", "tcp_keepalive", TcpKeepalive()),
+        (
+            "{tcp: {tcpKeepalive: {probes: 4294967295, time: 10h, interval: 1ms}}}",
+            "tcp_keepalive",
+            TcpKeepalive(time_s=32767, interval_s=1, probes=127),
+        ),
     ],
 )
 def test_connection_pool(pool: str, field: str, value: object) -> None:
