@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from meshproxy.model.listener import MtlsMode
 from meshproxy.proxy.listener_runtime import ListenerRuntime
-from meshproxy.proxy.udp_session import BATCH, LARGEST_BYTES, Downstream, UdpFlows, UdpSession
+from meshproxy.proxy.udp_session import BATCH, Downstream, UdpFlows, UdpSession
 from meshproxy.route.l4 import L4Table
 
 MAX_SESSIONS = 16384
@@ -69,10 +69,10 @@ class UdpListener:
                 session.on_readable()
 
     def _receive(self) -> None:
-        receive, sessions = self._sock.recvfrom, self._flows.by_downstream
+        receive, buffer, sessions = self._sock.recvfrom_into, self._flows.buffer, self._flows.by_downstream
         for _ in range(BATCH):
             try:
-                data, downstream = receive(LARGEST_BYTES)
+                size, downstream = receive(buffer)
             except (BlockingIOError, InterruptedError):
                 return
             except OSError:
@@ -80,7 +80,7 @@ class UdpListener:
                 return
             session = sessions.get(downstream) or self._begin(downstream)
             if session is not None:
-                session.forward(data)
+                session.forward(buffer[:size])
 
     def _begin(self, downstream: Downstream) -> UdpSession | None:
         runtime = self.runtime
