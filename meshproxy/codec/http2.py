@@ -76,8 +76,33 @@ HIGH_WATER_BYTES: Final = 64 * 1024
 LOW_WATER_BYTES: Final = 16 * 1024
 
 _NEVER_CLOSED = -1
-_INDEXED = re.compile(rb"[\x80-\xff]+").fullmatch
-"""A block of one-byte indices changes no table: the same bytes mean the same fields until another kind of block."""
+_INDEXED_RUN = re.compile(rb"[\x80-\xfe]+").match
+
+
+def changes_no_table(block: bytes) -> bool:
+    """Whether a field block leaves the dynamic table as it is: indices, and literals that are not to be indexed.
+
+    False also where it is costly to tell. Such a block means the same fields whenever it comes again, until another
+    kind of block has come.
+    """
+    run = _INDEXED_RUN(block)
+    at, size = run.end() if run is not None else 0, len(block)
+    while at < size:
+        kind = block[at]
+        if kind >= 0x80:
+            if kind == 0xFF:
+                return False
+            at += 1
+            continue
+        name = kind & 0x0F
+        if kind >= 0x20 or name == 15:
+            return False
+        at += 1
+        for _ in range(1 if name else 2):
+            if at >= size or (length := block[at] & 0x7F) == 127:
+                return False
+            at += 1 + length
+    return at == size
 
 
 class Http2Error(Exception):
@@ -202,8 +227,8 @@ class Http2Connection:
         self._decoder = Decoder()
         self._decoder.max_header_list_size = MAX_LIST_BYTES
         self._encoder = Encoder()
-        self._memo: dict[bytes, Any] = {}
-        """Blocks of one-byte indices → what the subclass made of them; cleared when the decoder's table may change."""
+        self._memo: dict[Any, Any] = {}
+        """Blocks that change no table → what the subclass made of them; cleared when the decoder's table may change."""
         self._encoded: dict[Any, bytes] = {}
         """What was encoded and changed no table → its bytes; cleared when the encoder's table changes."""
         self._out: list[bytes] = []
@@ -606,7 +631,7 @@ class Http2Connection:
             raise Http2Error(ENHANCE_YOUR_CALM, "headers_too_large") from None
         except (HPACKError, ValueError, IndexError):
             raise Http2Error(COMPRESSION_ERROR, "bad_field_block") from None
-        if not _INDEXED(block):
+        if not changes_no_table(block):
             self._memo.clear()
         return fields
 

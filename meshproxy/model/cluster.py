@@ -197,6 +197,10 @@ class Cluster:
     """0: no limit; 1: no keep-alive."""
     max_connection_duration_s: float | None = None
     tcp_keepalive: TcpKeepalive | None = None
+    speaks_http2: bool = False
+    """HTTP requests go over shared HTTP/2 connections: by prior knowledge in plaintext, by ALPN in TLS."""
+    max_concurrent_streams: int = 0
+    """Of one HTTP/2 connection; 0: what the peer allows."""
     health_check: HealthCheck | None = None
     source: str = field(default="", compare=False)
     """file:line of the resource that shaped it, for /config_dump; not part of equality of traffic."""

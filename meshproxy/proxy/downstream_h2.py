@@ -170,7 +170,7 @@ class DownstreamH2(Http2Connection, asyncio.Protocol):
         if stream is not None:
             self._on_trailers(stream, block, is_end)
             return
-        key = block if is_end else b"\x00" + block  # no block that is remembered has a NUL
+        key = (block, is_end)
         head = self._memo.get(key)
         refused: RemoteProtocolError | None = None
         if head is None:
@@ -182,7 +182,7 @@ class DownstreamH2(Http2Connection, asyncio.Protocol):
             except RemoteProtocolError as error:
                 refused = error
             else:
-                if http2._INDEXED(block):
+                if http2.changes_no_table(block):
                     if len(self._memo) >= MAX_KNOWN:
                         self._memo.clear()
                     self._memo[key] = head
@@ -329,7 +329,7 @@ class DownstreamH2(Http2Connection, asyncio.Protocol):
         return encoded
 
     def _remember(self, key: Any, encoded: bytes) -> None:
-        if http2._INDEXED(encoded):
+        if http2.changes_no_table(encoded):
             if len(self._encoded) >= MAX_KNOWN:
                 self._encoded.clear()
             self._encoded[key] = encoded

@@ -7,6 +7,7 @@ operations) each cost one attribute test when they are not taken.
 Source: Envoy router filter (retries, timeouts, local replies), HTTP connection manager (headers).
 """
 
+from copy import copy
 from time import monotonic, time
 from typing import Any, Protocol
 
@@ -24,6 +25,7 @@ from meshproxy.telemetry.access_log import local_address, remote_address, tls_ve
 from meshproxy.upstream.cluster_runtime import ClusterRuntime, EndpointRuntime
 from meshproxy.upstream.connect import ConnectError
 from meshproxy.upstream.connection_h1 import HIGH_WATER_BYTES, UpstreamConnection
+from meshproxy.upstream.connection_h2 import UpstreamStream, http_connection
 from meshproxy.upstream.worker_state import NEVER, WorkerState
 
 STREAM_IDLE_TIMEOUT_S = 300.0
@@ -107,7 +109,7 @@ class HttpStream:
         self.peer = peer
         self.state: WorkerState = listener.state
         self.is_active = False
-        self.connection: UpstreamConnection | None = None
+        self.connection: UpstreamConnection | UpstreamStream | None = None
         self.endpoint: EndpointRuntime | None = None
         self.cluster: ClusterRuntime | None = None
         self._retry_handle: Any = None
@@ -220,7 +222,7 @@ class HttpStream:
         idle = endpoint.idle
         connection = idle.pop() if idle else None
         if connection is None or connection.transport.is_closing():
-            connection = cluster.acquire(endpoint, self, UpstreamConnection)
+            connection = cluster.acquire(endpoint, self, http_connection)
             if connection is None:
                 if not self.is_request_complete and self.queue is None:
                     self.queue = []
@@ -231,7 +233,7 @@ class HttpStream:
                 return
         self.on_connected(connection)
 
-    def on_connected(self, connection: UpstreamConnection) -> None:
+    def on_connected(self, connection: UpstreamConnection | UpstreamStream) -> None:
         """A connection for us: from the pool, or fresh."""
         if not self.is_active or self.connection is not None:
             connection.release(False, monotonic())
@@ -394,9 +396,8 @@ class HttpStream:
         extra = b"\r\nx-envoy-upstream-service-time: %d" % took_ms
         target: Any = self.target
         if route.response_ops is not None or target.response_ops is not None:
-            head.block += extra
+            head = self._rewritten_response(head, extra)
             extra = b""
-            self._rewrite_response(head)
         if status == 101:
             self._start_tunnel(head, extra)
             return
@@ -406,12 +407,16 @@ class HttpStream:
         else:
             self.down.deadline = min(self.timeout_at, now + self.idle_timeout_s)
 
-    def _rewrite_response(self, head: ResponseHead) -> None:
+    def _rewritten_response(self, head: ResponseHead, extra: bytes) -> ResponseHead:
+        """A copy: the head may stand for other responses as well (HTTP/2)."""
         route, target = self.route, self.target
         assert route is not None and target is not None
+        head = copy(head)
+        head.block += extra
         for ops in (target.response_ops, route.response_ops):
             if ops is not None:
                 head.block = b"".join([b"\r\n%b: %b" % line for line in apply_ops(ops, fields(head.block))])
+        return head
 
     def on_informational(self, head: ResponseHead) -> None:
         self.down.send_informational(head)

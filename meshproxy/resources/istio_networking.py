@@ -287,9 +287,9 @@ CONNECTION_POOL: Final = Struct(
                 "maxRequestsPerConnection": _COUNT,
                 "maxRetries": _COUNT,
                 "idleTimeout": Duration(allows_zero=True),
-                "h2UpgradePolicy": NotYet(Choice("DO_NOT_UPGRADE", "UPGRADE", default="DEFAULT")),
+                "h2UpgradePolicy": Choice("DO_NOT_UPGRADE", "UPGRADE", default="DEFAULT"),
                 "useClientProtocol": NotYet(Boolean()),
-                "maxConcurrentStreams": NotYet(_COUNT),
+                "maxConcurrentStreams": _COUNT,
                 "http2KeepAlive": NotYet(
                     Struct({"interval": _DURATION, "timeout": _DURATION}, required=("interval", "timeout"))
                 ),

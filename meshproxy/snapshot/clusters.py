@@ -24,7 +24,6 @@ from meshproxy.snapshot.localities import (
     topology_labels,
 )
 from meshproxy.snapshot.peer_authentication import PeerAuthentications
-from meshproxy.snapshot.protocols import warn_of_http2
 from meshproxy.snapshot.services import Instance, Service, ServicePort, Services
 from meshproxy.snapshot.traffic_policy import lb_policy, outlier_policy, pool_settings, upstream_tls, warn_of_udp_tls
 from meshproxy.snapshot.workload_names import TLS_MODE_LABEL
@@ -138,7 +137,6 @@ class OutboundClusters:
         localities, is_weighted = arrange(
             _placed(endpoints, locality_policy), locality_policy, local.locality, proxy_labels
         )
-        warn_of_http2(port.protocol, service.resource, "spec.ports", self._findings)
         shaped_by: Resource = chosen.resource if chosen is not None else rule.resource if rule else service.resource
         is_udp = port.protocol is Protocol.UDP
         tls = settings.get("tls")

@@ -18,7 +18,7 @@ from meshproxy.snapshot.findings import Findings
 from meshproxy.snapshot.hosts import service_fqdn
 from meshproxy.snapshot.listeners import Bind, Listeners
 from meshproxy.snapshot.peer_authentication import PeerAuthentications
-from meshproxy.snapshot.protocols import declared_protocol, warn_of_http2
+from meshproxy.snapshot.protocols import declared_protocol
 from meshproxy.snapshot.services import Service
 from meshproxy.snapshot.traffic_policy import pool_settings
 from meshproxy.snapshot.workload_names import spiffe_uri
@@ -145,7 +145,6 @@ class Inbound:
                 action = "this listener is left out; give defaultEndpoint another port, or bind another address"
                 self._findings.error(sidecar, f"{path}.defaultEndpoint", message, action)
                 continue
-            warn_of_http2(protocol, sidecar, f"{path}.port.protocol", self._findings)
             yield Ingress(
                 local=local,
                 sidecar=sidecar,

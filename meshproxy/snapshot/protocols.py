@@ -6,8 +6,6 @@ Source: istio pkg/config/kube/conversion.go ConvertProtocol; istio.io "Protocol 
 from collections.abc import Mapping
 
 from meshproxy.model.cluster import Protocol
-from meshproxy.resources.document import Resource
-from meshproxy.snapshot.findings import Findings
 
 _APP_PROTOCOLS: Mapping[str, str] = {
     "kubernetes.io/h2c": "http2",
@@ -50,9 +48,3 @@ def select_protocol(port: int, name: str = "", app_protocol: str = "", transport
 def declared_protocol(port: int, protocol: str, name: str = "") -> Protocol:
     """Protocol of a port of Istio's own resources, which say it outright; without it the name decides."""
     return _BY_NAME.get(protocol.lower()) or select_protocol(port, name)
-
-
-def warn_of_http2(protocol: Protocol, resource: Resource, field: str, findings: Findings) -> None:
-    if protocol in (Protocol.HTTP2, Protocol.GRPC):
-        message = f"a port is {protocol.value}, and HTTP/2 is not spoken by this version"
-        findings.warn(resource, field, message, "HTTP/1.1 is spoken there")

@@ -133,6 +133,12 @@ def pool_settings(pool: Setting | None, retry_budget: Setting | None, protocol: 
         found["tcp_keepalive"] = _keepalive(tcp["tcpKeepalive"])
     if http.get("maxRequestsPerConnection"):
         found["max_requests_per_connection"] = http["maxRequestsPerConnection"]
+    if http.get("maxConcurrentStreams"):
+        found["max_concurrent_streams"] = http["maxConcurrentStreams"]
+    if protocol in (Protocol.HTTP2, Protocol.GRPC) or (
+        protocol in (Protocol.HTTP, Protocol.GRPC_WEB) and http.get("h2UpgradePolicy") == "UPGRADE"
+    ):
+        found["speaks_http2"] = True
     idle_s = (http if protocol.is_http else tcp).get("idleTimeout")
     if protocol is Protocol.UDP:
         # Nothing else ever ends a session, so it cannot be switched off (as in Envoy's udp_proxy).

@@ -24,6 +24,7 @@ from meshproxy.upstream.worker_state import WorkerState
 
 if TYPE_CHECKING:
     from meshproxy.upstream.connection_h1 import UpstreamConnection
+    from meshproxy.upstream.connection_h2 import UpstreamH2
 
 
 class Waiter(Protocol):
@@ -42,6 +43,7 @@ class EndpointRuntime(EndpointState):
         "connect_failures",
         "connections",
         "connections_total",
+        "expects_h2",
         "has_answered",
         "idle",
         "is_removed",
@@ -51,7 +53,9 @@ class EndpointRuntime(EndpointState):
         "rq_total",
         "series",
         "session",
+        "shared",
         "tls",
+        "waiting",
     )
 
     def __init__(self, cluster: "ClusterRuntime", endpoint: Endpoint, now: float) -> None:
@@ -74,11 +78,19 @@ class EndpointRuntime(EndpointState):
         self.tls: UpstreamTlsContext | None = None
         self.session: SessionSlot | None = None
         """TLS session to resume; made with the first TLS connection."""
+        self.shared: list[UpstreamH2] = []
+        """Connections that may have room for another request (HTTP/2)."""
+        self.expects_h2 = cluster.cluster.speaks_http2
+        """One connection serves many requests, so one is opened and the others wait for it."""
+        self.waiting: list[Waiter] | None = None
+        """Requests that wait for the shared connection being opened; None while none is."""
 
     def close_idle(self) -> None:
         for connection in self.idle.copy():
             connection.close()
         self.idle.clear()
+        for shared in self.shared.copy():
+            shared.retire()
 
 
 class ClusterRuntime:
@@ -169,6 +181,16 @@ class ClusterRuntime:
             connection = idle.pop()
             if not connection.transport.is_closing():
                 return connection
+        if endpoint.expects_h2:
+            for shared in endpoint.shared:
+                if shared.has_room():
+                    return shared.open_stream()
+            if endpoint.waiting is not None:
+                if len(endpoint.waiting) >= self.max_pending:
+                    self.counters.upstream_rq_pending_overflow += 1
+                    return ResponseFlag.UPSTREAM_OVERFLOW
+                endpoint.waiting.append(waiter)
+                return None
         if self.connections >= self.cluster.limits.max_connections:
             counters = self.counters
             if len(self.pending) >= self.max_pending:
@@ -188,7 +210,28 @@ class ClusterRuntime:
 
     def open(self, endpoint: EndpointRuntime, waiter: Waiter, factory: Callable[["EndpointRuntime"], Any]) -> None:
         self.connections += 1
+        if endpoint.expects_h2 and endpoint.waiting is None:
+            endpoint.waiting = []
         self.connecting[waiter] = PendingConnect(self.state, endpoint, waiter, factory)
+
+    def opened(self, endpoint: EndpointRuntime, waiter: Waiter, connection: Any, factory: Callable[[Any], Any]) -> None:
+        """A connection is open: its waiter has it, or a share of it, and so have those who waited with it."""
+        waiting, endpoint.waiting = endpoint.waiting, None
+        open_stream = getattr(connection, "open_stream", None)
+        endpoint.expects_h2 = open_stream is not None
+        waiter.on_connected(open_stream() if open_stream is not None else connection)
+        for other in waiting or ():
+            found = self.acquire(endpoint, other, factory)
+            if found is ResponseFlag.UPSTREAM_OVERFLOW:
+                other.on_connect_failed(ConnectError("refused", "overflow"))
+            elif found is not None:
+                other.on_connected(found)
+
+    def open_failed(self, endpoint: EndpointRuntime, waiter: Waiter, error: ConnectError) -> None:
+        waiting, endpoint.waiting = endpoint.waiting, None
+        waiter.on_connect_failed(error)
+        for other in waiting or ():
+            other.on_connect_failed(error)
 
     def connection_closed(self) -> None:
         """A connection (or an attempt to make one) is gone: whoever waits for its place gets it."""
@@ -211,8 +254,19 @@ class ClusterRuntime:
         """The waiter is not interested any more, and may soon wait for something else."""
         connecting = self.connecting.pop(waiter, None)
         if connecting is not None:
+            waiting = connecting.endpoint.waiting
+            if waiting:
+                heir = waiting.pop(0)
+                connecting.waiter = heir
+                self.connecting[heir] = connecting
+                return
+            connecting.endpoint.waiting = None
             connecting.abandon()
             return
+        for runtime in self.endpoints.values():
+            if runtime.waiting and waiter in runtime.waiting:
+                runtime.waiting.remove(waiter)
+                return
         for index, (_, queued, _) in enumerate(self.pending):
             if queued is waiter:
                 del self.pending[index]

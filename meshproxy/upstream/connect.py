@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from meshproxy.upstream.worker_state import WorkerState
 
 # Istio's ALPN for mesh traffic: the inbound proxy tells mesh mTLS from an application's own TLS by it.
-ALPN_HTTP1 = ("istio-http/1.1", "istio", "http/1.1")
-ALPN_HTTP2 = ("istio-h2", "h2")
+ALPN_HTTP1: tuple[str, ...] = ("istio-http/1.1", "istio", "http/1.1")
+MESH_HTTP2 = ("istio-h2", "istio", "h2")
+ALPN_HTTP2 = frozenset({"istio-h2", "h2"})
 ALPN_TCP = ("istio-peer-exchange", "istio")
 ALPN_SERVER = ("istio-http/1.1", "istio-http/1.0", "istio-h2", "istio-peer-exchange", "istio", "h2", "http/1.1")
 
@@ -70,15 +71,17 @@ def upstream_tls(cluster: Cluster, endpoint: Endpoint, workload: "WorkloadRuntim
     if mode is TlsMode.ISTIO_MUTUAL:
         if workload.bundle is None:
             return _NO_CERTIFICATES
+        alpn = ALPN_TCP if not cluster.protocol.is_http else MESH_HTTP2 if cluster.speaks_http2 else ALPN_HTTP1
         return UpstreamTlsContext(
-            context=workload.client_context(ALPN_HTTP1 if cluster.protocol.is_http else ALPN_TCP),
+            context=workload.client_context(alpn),
             sni=tls.sni or f"outbound_.{cluster.port}_.{cluster.subset}_.{cluster.service_host}",
             is_mesh=True,
             expected_ids=tls.subject_alt_names or endpoint.spiffe_ids,
             trust_domain=workload.workload.trust_domain,
         )
+    alpn = () if not cluster.protocol.is_http else ("h2", "http/1.1") if cluster.speaks_http2 else ("http/1.1",)
     return UpstreamTlsContext(
-        context=origination_context(tls, ("http/1.1",) if cluster.protocol.is_http else ()),
+        context=origination_context(tls, alpn),
         sni=tls.sni or cluster.service_host,
         is_mesh=False,
         expected_ids=tls.subject_alt_names,
@@ -94,7 +97,7 @@ _NO_CERTIFICATES = UpstreamTlsContext(
 class PendingConnect:
     """One attempt to connect, with its deadline. Tells its waiter exactly once, unless the waiter lost interest."""
 
-    __slots__ = ("_endpoint", "_factory", "_is_abandoned", "_protocol", "_state", "_task", "_waiter", "deadline")
+    __slots__ = ("_factory", "_is_abandoned", "_protocol", "_state", "_task", "deadline", "endpoint", "waiter")
 
     def __init__(
         self,
@@ -104,8 +107,8 @@ class PendingConnect:
         factory: Callable[["EndpointRuntime"], Any],
     ) -> None:
         self._state = state
-        self._endpoint = endpoint
-        self._waiter = waiter
+        self.endpoint = endpoint
+        self.waiter = waiter
         self._factory = factory
         self._protocol: Any = None
         self._is_abandoned = False
@@ -128,12 +131,12 @@ class PendingConnect:
         self._state.timed.discard(self)
         transport = self._protocol.transport if self._protocol is not None else None
         if transport is None:
-            self._endpoint.cluster.connection_closed()
+            self.endpoint.cluster.connection_closed()
         else:
             transport.abort()  # its connection_lost does the rest
 
     async def _connect(self) -> None:
-        endpoint = self._endpoint
+        endpoint = self.endpoint
         cluster = endpoint.cluster
         error: ConnectError
         is_theirs = True
@@ -153,26 +156,26 @@ class PendingConnect:
         else:
             if self._is_abandoned:
                 return
-            cluster.connecting.pop(self._waiter, None)
+            cluster.connecting.pop(self.waiter, None)
             self._state.timed.discard(self)
             endpoint.connections_total += 1
             cluster.counters.upstream_cx_total += 1
             if cluster.cluster.outlier is not None and cluster.cluster.outlier.split_external_local_origin:
                 self._state.report(cluster.key, endpoint.key, 4)
-            self._waiter.on_connected(connection)
+            cluster.opened(endpoint, self.waiter, connection, self._factory)
             return
         if self._is_abandoned:
             return
-        cluster.connecting.pop(self._waiter, None)
+        cluster.connecting.pop(self.waiter, None)
         endpoint.connect_failures += 1
         cluster.counters.upstream_cx_connect_fail += 1
         if is_theirs:
             self._state.report(cluster.key, endpoint.key, 2 if error.kind == "timeout" else 1)
         self._give_up()
-        self._waiter.on_connect_failed(error)
+        cluster.open_failed(endpoint, self.waiter, error)
 
     async def _open(self) -> Any:
-        endpoint = self._endpoint
+        endpoint = self.endpoint
         tls = endpoint.tls
         if tls is _NO_CERTIFICATES:
             raise _IdentityRefused("mTLS is required and the workload has no certificates")
@@ -198,7 +201,7 @@ class PendingConnect:
             transport, _ = await loop.create_connection(lambda: protocol, where.address, where.port)
         if not where.address.startswith("/"):
             tune(transport.get_extra_info("socket"), endpoint.cluster.cluster.tcp_keepalive)
-        return protocol
+        return transport.get_protocol()  # what was negotiated may be another than was made
 
 
 HOST_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})

@@ -1,5 +1,7 @@
 """One process, several workloads: who is local, and under which Sidecar."""
 
+import pytest
+
 from pathlib import Path
 
 from meshproxy.model.listener import Direction, MtlsMode
@@ -281,6 +283,11 @@ def test_abstract_unix_sockets_are_left_out_and_reported() -> None:
     assert "spec.endpoints[0].address" in result.warnings[0]
 
 
-def test_http2_is_said_not_to_be_spoken() -> None:
-    result = translated(ingress("", protocol="GRPC"))
-    assert "spec.ingress[0].port.protocol: a port is GRPC" in result.warnings[0]
+@pytest.mark.parametrize(
+    ("protocol", "speaks_http2"), [("HTTP", False), ("HTTP2", True), ("GRPC", True), ("GRPC-Web", False)]
+)
+def test_the_protocol_of_a_port_says_whether_its_workload_is_spoken_to_in_http2(
+    protocol: str, speaks_http2: bool
+) -> None:
+    (cluster,) = translated(ingress("", protocol=protocol)).snapshot.clusters.values()
+    assert cluster.speaks_http2 is speaks_http2
