@@ -44,7 +44,6 @@ class Measured:
     """Of one attack; complete when its `async with` has ended. frames: as many as the attacker says it sent."""
 
     upstream_requests: int = 0
-    upstream_cancelled: int = 0
     frames: int = 0
     took_s: float = 0.0
     grown_mib: float = 0.0
@@ -67,8 +66,8 @@ class Siege:
         self._stack = contextlib.AsyncExitStack()
         self.port = free_port()
         self.seen: list[bytes] = []
-        self.cancelled = 0
-        """Requests whose connection ended before their answer was taken."""
+        self.holding = 0
+        """Requests that have not been answered, or not been given up."""
 
     async def __aenter__(self) -> Self:
         upstream = await self._stack.enter_async_context(RawServer(self._serve))
@@ -94,26 +93,25 @@ class Siege:
             target = head.split(b" ", 2)[1]
             if target != b"/caller":
                 self.seen.append(target)
-            if target == b"/hold":
-                await _read_all(reader)
-                self.cancelled += 1
-                return
-            body = MIB if target == b"/big" else b"ok"
-            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+            self.holding += 1
             try:
+                if target == b"/hold":
+                    await _read_all(reader)
+                    return
+                body = MIB if target == b"/big" else b"ok"
+                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
                 await writer.drain()
-            except ConnectionError:
-                self.cancelled += 1
-                raise
+            finally:
+                self.holding -= 1
 
     @contextlib.asynccontextmanager
     async def attack(self, record: Record, row: str) -> AsyncIterator[Measured]:
         """Measured from entry to exit, noted as `row`. The caller asks before, during, and after; each of its requests
-        must be answered with 200, in SLOWEST_S."""
+        must be answered with 200, in SLOWEST_S. When the attacker has gone, nothing of it is left at the upstream."""
         measured = Measured()
         async with Callers(self.port, rate=RATE, connections=8, target="/caller") as callers:
             await until(lambda: len(callers.calls) > WARM_CALLS + BASE_CALLS)
-            began, seen, cancelled = monotonic(), len(self.seen), self.cancelled
+            began, seen = monotonic(), len(self.seen)
             memory, cpu = private_mib(self.worker), _cpu_s(self.worker)
             figures = Figures()
             watch = asyncio.create_task(figures.watch(0.02, memory=lambda: private_mib(self.worker)))
@@ -124,11 +122,11 @@ class Siege:
             measured.worker_cpu_s = _cpu_s(self.worker) - cpu
             highest = max(figures.highest.get("memory", memory), private_mib(self.worker))
             measured.grown_mib = max(0.0, highest - memory)
+            await until(lambda: self.holding == 0)
             ended, answered = monotonic(), len(callers.calls)
             await until(lambda: len(callers.calls) > answered + WARM_CALLS)
         measured.took_s = ended - began
         measured.upstream_requests = len(self.seen) - seen
-        measured.upstream_cancelled = self.cancelled - cancelled
         during = [call.took_s * 1000 for call in callers.since(began)]
         measured.caller_requests = len(during)
         measured.caller_failures = len(callers.failures())

@@ -5,7 +5,7 @@ proxy's own table (codec.http2). Sources: CVE-2023-44487, CVE-2025-8671, CVE-202
 CVE-2016-6581; RFC 9113 §5 to §8 and §10.5; RFC 7541.
 """
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
 import hyperframe.frame as h2f
 import pytest
@@ -19,6 +19,7 @@ from tests.support.http2_client import (
     DATA,
     ENHANCE_YOUR_CALM,
     INITIAL_WINDOW_SIZE,
+    NO_ERROR,
     PADDED,
     PRIORITY,
     PROTOCOL_ERROR,
@@ -34,6 +35,7 @@ from tests.support.http2_client import (
     settings_frame,
     window_frame,
 )
+from tests.support.live_worker import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -71,9 +73,10 @@ async def read(client: Http2Client, number: int = 0) -> None:
     )
 
 
-async def test_streams_opened_and_reset_at_once_reach_no_upstream_and_end_the_connection(
-    siege: Siege, record_property: Record
-) -> None:
+# ── streams that are opened to be reset ──
+
+
+async def test_streams_opened_and_reset_at_once_end_the_connection(siege: Siege, record_property: Record) -> None:
     async with siege.attack(record_property, "rapid_reset") as measured, Http2Client(siege.port) as client:
         await client.handshake()
         bursts = (
@@ -84,8 +87,72 @@ async def test_streams_opened_and_reset_at_once_reach_no_upstream_and_end_the_co
         goaway = await client.expect_goaway(ENHANCE_YOUR_CALM)
     assert goaway.last_stream_id < 2 * 500
     assert measured.upstream_requests <= 500
-    assert measured.upstream_cancelled == measured.upstream_requests
     assert measured.grown_mib < 8
+
+
+async def test_streams_reset_with_patience_end_the_connection(siege: Siege, record_property: Record) -> None:
+    """Each only when the upstream has its request, so that each costs a connection there: no rate gives it away."""
+    async with siege.attack(record_property, "patient_reset") as measured, Http2Client(siege.port) as client:
+        await client.handshake()
+        for stream_id in range(1, 20_000, 2):
+            client.send(headers_frame(stream_id, HOLD))
+            await until(lambda: siege.holding == 1)
+            client.send(rst_frame(stream_id, CANCEL))
+            measured.frames += 2
+            await until(lambda: siege.holding == 0)
+            await read(client)
+            if client.closed:
+                break
+        await client.expect_goaway(ENHANCE_YOUR_CALM)
+    assert measured.upstream_requests <= 500
+
+
+async def test_a_client_that_cancels_every_third_request_is_served_on(siege: Siege, record_property: Record) -> None:
+    """As callers with short timeouts do."""
+    async with siege.attack(record_property, "cancelled_in_part") as measured, Http2Client(siege.port) as client:
+        await client.handshake()
+        for first in range(1, 3000, 6):
+            client.send(*(headers_frame(i, HOLD if i == first else request("/")) for i in range(first, first + 6, 2)))
+            assert (await client.response(first + 2)).status == 200
+            assert (await client.response(first + 4)).status == 200
+            client.send(rst_frame(first, CANCEL))
+            measured.frames += 4
+        assert client.closed is None
+    assert measured.upstream_requests == 1500
+
+
+def begun(stream_id: int, *fields: tuple[bytes, bytes]) -> bytes:
+    return headers_frame(stream_id, request("/hold", *fields, method="POST"), end_stream=False)
+
+
+RESETS: list[tuple[str, Callable[[int], bytes]]] = [
+    ("zero_window_update", lambda i: begun(i) + window_frame(i, 0)),
+    ("window_overflow", lambda i: begun(i) + window_frame(i, 2**31 - 1)),
+    ("data_after_the_end", lambda i: headers_frame(i, HOLD) + data_frame(i, b"x")),
+    ("headers_after_the_end", lambda i: headers_frame(i, HOLD) + headers_frame(i, HOLD)),
+    ("priority_of_4_bytes", lambda i: begun(i) + raw_frame(PRIORITY, 0, i, bytes(4))),
+    ("priority_that_depends_on_itself", lambda i: begun(i) + raw_frame(PRIORITY, 0, i, i.to_bytes(4, "big") + b"x")),
+    ("body_longer_than_its_length", lambda i: begun(i, (b"content-length", b"1")) + data_frame(i, b"xy", False)),
+    ("body_shorter_than_its_length", lambda i: begun(i, (b"content-length", b"9")) + data_frame(i, b"x")),
+    ("trailers_that_do_not_end_it", lambda i: begun(i) + headers_frame(i, [(b"a", b"b")], end_stream=False)),
+    ("pseudo_field_in_trailers", lambda i: begun(i) + headers_frame(i, [(b":path", b"/")])),
+    ("malformed_request", lambda i: headers_frame(i, [*HOLD, (b"A", b"b")])),
+]
+
+
+@pytest.mark.parametrize(("name", "attack"), RESETS, ids=[reset[0] for reset in RESETS])
+async def test_a_client_that_makes_the_proxy_reset_its_streams_is_sent_away(
+    name: str, attack: Callable[[int], bytes], siege: Siege, record_property: Record
+) -> None:
+    """CVE-2025-8671: the reset is not the client's own, the work for nothing is the same."""
+    async with siege.attack(record_property, name) as measured, Http2Client(siege.port) as client:
+        await client.handshake()
+        bursts = ([attack(i) for i in range(first, first + 20, 2)] for first in range(1, 20_000, 20))
+        await send_until_closed(client, bursts, measured)
+        await client.expect_goaway(ENHANCE_YOUR_CALM)
+        assert all(stream.reset not in (None, NO_ERROR) for i, stream in client.streams.items() if 0 < i < 200)
+    assert measured.frames <= 210
+    assert measured.upstream_requests <= 200
 
 
 # ── frames that carry nothing ──
