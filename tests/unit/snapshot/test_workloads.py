@@ -1,8 +1,8 @@
 """One process, several workloads: who is local, and under which Sidecar."""
 
-import pytest
-
 from pathlib import Path
+
+import pytest
 
 from meshproxy.model.listener import Direction, MtlsMode
 from tests.support.translation import endpoints, service_entry, sidecar, translated
