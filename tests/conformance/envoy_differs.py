@@ -1,6 +1,16 @@
 """Where Envoy 1.40 does not do what RFC 9113 and RFC 7541 ask: case → what it does instead. We follow the RFC."""
 
 ENVOY_DIFFERS: dict[str, str] = {
+    # §5.1 lets a server discard what comes on a closed stream; these could not have crossed the frame that closed it.
+    "5.1_closed_data": "discards it",
+    "5.1_closed_headers": "discards it",
+    "5.1_closed_trailers": "discards it",
+    "5.1_skipped_data": "discards it",
+    "5.1.1_lower_than_an_open_stream": "discards the request, which is never answered",
+    "5.1.1_lower_than_a_closed_stream": "discards the request, which is never answered",
+    "5.1.1_lower_than_a_stream_that_was_reset": "discards the request, which is never answered",
+    "5.1.1_lower_than_a_stream_that_was_refused": "discards the request, which is never answered",
+    "test_5_1_2_stream_over_the_advertised_number_is_refused_and_only_it": "closes the connection, with all streams",
     "6.3_priority_on_stream_0": "ignores it",
     "6.8_open_stream_ends_well_after_goaway_twice": "closes the connection, with the request that is open",
     "test_3_4_preface_in_single_bytes": "resets: its codec_type AUTO decides by what the first read brings",
