@@ -12,6 +12,7 @@ ENVOY_DIFFERS: dict[str, str] = {
     "5.1.1_lower_than_a_stream_that_was_refused": "discards the request, which is never answered",
     "test_5_1_2_stream_over_the_advertised_number_is_refused_and_only_it": "closes the connection, with all streams",
     "6.3_priority_on_stream_0": "ignores it",
+    "6.9.2_initial_size_makes_a_window_overflow": "takes it",
     "6.8_open_stream_ends_well_after_goaway_twice": "closes the connection, with the request that is open",
     "test_3_4_preface_in_single_bytes": "resets: its codec_type AUTO decides by what the first read brings",
     "4.2_continuation_too_large": "serves the request: SETTINGS_MAX_FRAME_SIZE does not hold for CONTINUATION",
