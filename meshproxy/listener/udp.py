@@ -8,13 +8,14 @@ STRICT: a plain datagram shows no identity, so it is dropped, as a plaintext con
 
 import select
 import socket
-from collections.abc import Iterable
 
 from meshproxy.model.listener import MtlsMode
 from meshproxy.proxy.listener_runtime import ListenerRuntime
-from meshproxy.proxy.udp_session import BATCH, Downstream, UdpFlows, UdpSession
+from meshproxy.proxy.udp_session import BATCH, Downstream, Key, Source, UdpFlows, UdpSession
 from meshproxy.route.l4 import L4Table
 
+IP_PKTINFO = 8
+"""Not in Python's socket module; linux/in.h."""
 MAX_SESSIONS = 16384
 """Of one listener in one worker: each takes a descriptor and about 2 KiB, and senders' addresses can be made up."""
 
@@ -22,7 +23,7 @@ MAX_SESSIONS = 16384
 class UdpListener:
     """Receives until closed. The socket is ours; control keeps a copy, so a successor finds what has come meanwhile."""
 
-    __slots__ = ("_flows", "_is_receiving", "_sock", "l4", "runtime")
+    __slots__ = ("_flows", "_is_receiving", "_receive", "_sock", "l4", "runtime")
 
     def __init__(self, sock: socket.socket, runtime: ListenerRuntime) -> None:
         sock.setblocking(False)
@@ -30,6 +31,13 @@ class UdpListener:
         self.runtime = runtime
         self.l4 = L4Table(runtime.listener.tcp_routes)
         self._flows = UdpFlows(sock, runtime)
+        self._receive = self._receive_to_one
+        if runtime.listener.address in ("0.0.0.0", "::"):
+            self._receive = self._receive_to_any
+            if sock.family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+            else:
+                sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
         self._flows.poller.register(sock.fileno(), select.EPOLLIN)
         self._is_receiving = True
         runtime.state.loop.add_reader(self._flows.poller.fileno(), self._on_ready)
@@ -68,7 +76,7 @@ class UdpListener:
             elif (session := sessions.get(descriptor)) is not None:
                 session.on_readable()
 
-    def _receive(self) -> None:
+    def _receive_to_one(self) -> None:
         receive, buffer, sessions = self._sock.recvfrom_into, self._flows.buffer, self._flows.by_downstream
         for _ in range(BATCH):
             try:
@@ -78,11 +86,29 @@ class UdpListener:
             except OSError:
                 self.runtime.counters.udp_downstream_sess_rx_errors += 1
                 return
-            session = sessions.get(downstream) or self._begin(downstream)
+            session = sessions.get(downstream) or self._begin(downstream, downstream, None)
             if session is not None:
                 session.forward(buffer[:size])
 
-    def _begin(self, downstream: Downstream) -> UdpSession | None:
+    def _receive_to_any(self) -> None:
+        """Which of the host's addresses a datagram was sent to must be known: the answer has to come from there."""
+        receive, buffer, sessions = self._sock.recvmsg_into, self._flows.buffer, self._flows.by_downstream
+        whole = (buffer,)
+        for _ in range(BATCH):
+            try:
+                size, ancillary, _, downstream = receive(whole, 64)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:
+                self.runtime.counters.udp_downstream_sess_rx_errors += 1
+                return
+            arrival = ancillary[0][2] if ancillary else b""
+            key = (downstream, arrival)
+            session = sessions.get(key) or self._begin(key, downstream, _answering(arrival))
+            if session is not None:
+                session.forward(buffer[:size])
+
+    def _begin(self, key: Key, downstream: Downstream, source: Source | None) -> UdpSession | None:
         runtime = self.runtime
         state, counters, listener = runtime.state, runtime.counters, runtime.listener
         if listener.mtls is MtlsMode.STRICT:
@@ -95,12 +121,20 @@ class UdpListener:
         if state.is_overloaded:
             state.counters.overload["refuse_connection"] += 1
             return None
-        route = self.l4.find(str(self._sock.getsockname()[0]))
+        route = self.l4.find(listener.address)
         if route is None:
             counters.udp_downstream_sess_no_route += 1
             return None
-        session = UdpSession(self._flows, downstream, route.cluster_key(state.draw()))
+        session = UdpSession(self._flows, key, downstream, source, route.cluster_key(state.draw()))
         return session if session.begin() else None
 
-    def sessions(self) -> Iterable[UdpSession]:
-        return self._flows.by_downstream.values()
+
+def _answering(arrival: bytes) -> Source | None:
+    """What makes an answer leave from where the datagram arrived. arrival: struct in_pktinfo, in6_pktinfo or empty."""
+    if len(arrival) == 12:
+        return [(socket.IPPROTO_IP, IP_PKTINFO, bytes(4) + arrival[4:8] + bytes(4))]
+    if len(arrival) == 20:
+        # The interface only where the address means nothing without it: routes may lead back by another.
+        interface = arrival[16:] if arrival[:2] == b"\xfe\x80" else bytes(4)
+        return [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, arrival[:16] + interface)]
+    return None

@@ -27,6 +27,10 @@ from meshproxy.upstream.worker_state import NEVER
 
 Downstream = tuple[Any, ...]
 """Who sent a datagram, as recvfrom says it."""
+Key = tuple[Any, ...]
+"""What a session is found by: the downstream, and on a listener of all addresses also which of them it sent to."""
+Source = list[tuple[int, int, bytes]]
+"""Ancillary data for sendmsg that names the address an answer leaves from."""
 
 LARGEST_BYTES = 65535
 """No datagram is larger."""
@@ -58,14 +62,14 @@ class UdpFlows:
         self.buffer = memoryview(bytearray(LARGEST_BYTES))
         """Where datagrams lie between receiving and sending. A new bytes object of the largest size for each, cut down
         to what came, makes malloc tidy up its whole heap every time."""
-        self.by_downstream: dict[Downstream, UdpSession] = {}
+        self.by_downstream: dict[Key, UdpSession] = {}
         self.by_descriptor: dict[int, UdpSession] = {}
         self.on_empty: Callable[[], None] | None = None
         """Called when the last session has ended; None: nobody waits for it."""
 
 
 class UdpSession:
-    """Made by `begin`, ended by `end`; the listener finds it by the downstream's address in between."""
+    """Made by `begin`, ended by `end`; the listener finds it by its key in between."""
 
     __slots__ = (
         "_accounted",
@@ -73,9 +77,11 @@ class UdpSession:
         "_failure_reason",
         "_flag",
         "_is_over",
+        "_key",
         "_looked",
         "_moved_at",
         "_series",
+        "_source",
         "_started",
         "answers",
         "cluster",
@@ -90,8 +96,13 @@ class UdpSession:
         "sock",
     )
 
-    def __init__(self, flows: UdpFlows, downstream: Downstream, cluster_key: str) -> None:
+    def __init__(
+        self, flows: UdpFlows, key: Key, downstream: Downstream, source: Source | None, cluster_key: str
+    ) -> None:
+        """source: None where the listener has one address anyway."""
         self.flows = flows
+        self._key = key
+        self._source = source
         self.downstream = downstream
         self.cluster_key = cluster_key
         self.cluster: ClusterRuntime | None = None
@@ -125,7 +136,7 @@ class UdpSession:
         listener.connections.add(self)
         listener.state.open_connections += 1
         listener.state.timed.add(self)
-        flows.by_downstream[self.downstream] = self
+        flows.by_downstream[self._key] = self
         self._started = self._moved_at = now
         self.deadline = now + min(LOOK_EVERY_S, self._idle_timeout_s())
         return True
@@ -137,7 +148,7 @@ class UdpSession:
         self._detach()
         flows = self.flows
         listener = flows.listener
-        flows.by_downstream.pop(self.downstream, None)
+        flows.by_downstream.pop(self._key, None)
         listener.connections.discard(self)
         listener.state.open_connections -= 1
         listener.state.timed.discard(self)
@@ -206,7 +217,10 @@ class UdpSession:
             self.flows.listener.state.report(endpoint.cluster.key, endpoint.key, CONNECTED)
         endpoint.has_answered = True
         try:
-            flows.sock.sendto(flows.buffer[:size], self.downstream)
+            if self._source is None:
+                flows.sock.sendto(flows.buffer[:size], self.downstream)
+            else:
+                flows.sock.sendmsg((flows.buffer[:size],), self._source, 0, self.downstream)
         except OSError:  # the buffer is full, or the downstream cannot be reached: datagrams get lost
             self.flows.listener.counters.udp_downstream_sess_tx_errors += 1
             return

@@ -86,6 +86,12 @@ class LiveWorker:
         rows = [values for key, values in self._tcp.items() if _has(TCP_LABELS, key, labels)]
         return tuple(map(sum, zip((0, 0, 0, 0), *rows, strict=True)))
 
+    def reports(self) -> list[tuple[str, str, int]]:
+        """(cluster key, endpoint key, code) of each outcome from now on, as the outlier detector would hear of it."""
+        heard: list[tuple[str, str, int]] = []
+        self.worker.state.send_results = heard.extend
+        return heard
+
     def _flush(self) -> None:
         flush = self.worker.state.recorder.flush()
         for row in flush.http:
@@ -124,11 +130,12 @@ class LiveWorker:
         self.worker.on_message(m.Commit(version), None)
 
     def cluster(self, upstreams: Sequence[tuple[str, int]], name: str = "outbound|80||a.example", **fields: Any) -> str:
-        """Put a cluster of these endpoints; returns its key."""
+        """Put a cluster of these endpoints (or of `localities`); returns its key."""
         fields.setdefault("lb", LbPolicy(kind=LbKind.ROUND_ROBIN))
         fields.setdefault("outlier", OutlierPolicy())
         tls: UpstreamTls = fields.pop("tls", PLAINTEXT)
         endpoint_fields = fields.pop("endpoint", {})
+        localities: tuple[LocalityEndpoints, ...] = fields.pop("localities", ())
         endpoints = tuple(Endpoint(address=host, port=port, **endpoint_fields) for host, port in upstreams)
         cluster = Cluster(
             name=name,
@@ -140,7 +147,8 @@ class LiveWorker:
             tls=tls,
             **fields,
         )
-        self.put(m.PutCluster(cluster), m.PutEndpoints(name, (LocalityEndpoints(endpoints=endpoints),)))
+        localities = localities or (LocalityEndpoints(endpoints=endpoints),)
+        self.put(m.PutCluster(cluster), m.PutEndpoints(name, localities))
         return name
 
     def listen(
@@ -175,6 +183,37 @@ class LiveWorker:
             **fields,
         )
         self.put(m.PutRouteTable(table), m.PutListener(listener), sockets=[sock])
+        return port
+
+    def listen_udp(
+        self,
+        cluster_key: str | None,
+        host: str = "127.0.0.1",
+        *,
+        direction: Direction = Direction.OUTBOUND,
+        **fields: Any,
+    ) -> int:
+        """As listen, for datagrams; cluster_key None: nothing is configured for them."""
+        sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
+        port: int = fields.pop("port", 0)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind((host, port))
+        port = sock.getsockname()[1]
+        self.put(
+            m.PutListener(
+                Listener(
+                    name=f"{host}_{port}_udp",
+                    address=host,
+                    port=port,
+                    direction=direction,
+                    workload_id="default/app",
+                    protocol=Protocol.UDP,
+                    tcp_routes=(TcpRoute(clusters=(WeightedCluster(cluster_key=cluster_key),)),) if cluster_key else (),
+                    **fields,
+                )
+            ),
+            sockets=[sock],
+        )
         return port
 
 
