@@ -117,8 +117,8 @@ class DownstreamH2(Http2Connection, asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         now = monotonic()
         self.receive(data, now)
-        if self._out and not self.is_dead:
-            self.transport.write(self.take_output())
+        if self._out and not self.is_dead and not self._is_waking:
+            self._wake()  # not at once: answers of this loop turn are still coming, and one write serves them all
         if self._block is not None or self._partial[3:4] == b"\x01":
             if not self._headers_since:
                 self._headers_since = now

@@ -183,7 +183,7 @@ class UpstreamH2(Http2Connection, asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self.receive(data, monotonic())
         if self._out and not self.is_dead:
-            self.transport.write(self.take_output())
+            self._wake()
 
     def pause_writing(self) -> None:
         self.pause_output()
