@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from bench import bodies, change, footprint, http1, idle, overload, pairs, report, soak, survival, tcp
+from bench import bodies, change, footprint, http1, http2, idle, overload, pairs, report, soak, survival, tcp
 from bench.case import Outcome, Settings, say
 from bench.process import PINNINGS, BenchError
 
-_MODULES = (http1, pairs, tcp, footprint, idle, bodies, overload, change, survival, soak)
+_MODULES = (http1, http2, pairs, tcp, footprint, idle, bodies, overload, change, survival, soak)
 CASES = {case.name: case for module in _MODULES for case in module.CASES}
 
 _ROUND_S = 3
@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _missing_programs() -> tuple[list[str], frozenset[str]]:
     """(what no case can do without, contenders that can be left out)."""
     path = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin"))
-    needed = [name for name in ("nginx", "wrk") if shutil.which(name, path=path) is None]
+    needed = [name for name in ("nginx", "wrk", "h2load") if shutil.which(name, path=path) is None]
     absent = {"haproxy"} if shutil.which("haproxy", path=path) is None else set()
     if importlib.util.find_spec("envoy") is None:
         absent.add("envoy")

@@ -1,7 +1,10 @@
-"""Load: wrk for as-fast-as-possible, our own clients for a constant rate and for counting every failed request."""
+"""Load: wrk and h2load for as-fast-as-possible, our own clients for a constant rate and for counting every failed
+request.
+"""
 
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -10,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.paced import percentile
 from bench.process import CHECKOUT, ORIGIN_NAME, BenchError, Group, Workspace
 
 _PACED_CONNECTIONS = 16
@@ -39,16 +43,47 @@ class Sample:
     cpu_us_per_request: float | None = None
     """CPU of all proxy processes divided by requests; None for no proxy."""
     load_busy: float | None = None
-    """Share of one core that wrk and the origin used together: near 1, the figure is their limit. None: not pinned."""
+    """Share of one core that load and origin used together: near 1, the figure is their limit. None: not pinned."""
+    mean_us: float | None = None
+    """None where the load does not say."""
+
+
+class Meter:
+    """CPU of the proxies and of the load, from when it is made. Read it once the load has ended."""
+
+    __slots__ = ("_load_before", "_origins", "_proxies", "_proxies_before", "_workspace")
+
+    def __init__(self, proxies: Sequence[Group], workspace: Workspace) -> None:
+        self._proxies = proxies
+        self._workspace = workspace
+        self._origins = [group for group in workspace.groups if group.name == ORIGIN_NAME]
+        self._proxies_before = self._proxies_s()
+        self._load_before = self._load_s()
+
+    def cpu_us_per_request(self, requests: int) -> float | None:
+        """None for no proxy."""
+        if not self._proxies or not requests:
+            return None
+        return (self._proxies_s() - self._proxies_before) * 1e6 / requests
+
+    def load_busy(self, elapsed_s: float) -> float | None:
+        """As in Sample."""
+        if self._workspace.pinning.name != "split":
+            return None
+        return (self._load_s() - self._load_before) / elapsed_s
+
+    def _proxies_s(self) -> float:
+        return sum(group.cpu_s() for group in self._proxies)
+
+    def _load_s(self) -> float:
+        return sum(group.cpu_s() for group in self._origins) + _children_cpu_s()
 
 
 def wrk(target: Target, connections: int, seconds: float, proxies: Sequence[Group], workspace: Workspace) -> Sample:
     """As many requests as `connections` closed-loop connections get through; one wrk thread."""
     if shutil.which("wrk") is None:
         raise BenchError("wrk is not installed (make bench installs it)")
-    cpu_before = sum(group.cpu_s() for group in proxies)
-    origins = [group for group in workspace.groups if group.name == ORIGIN_NAME]
-    load_before = sum(group.cpu_s() for group in origins) + _children_cpu_s()
+    meter = Meter(proxies, workspace)
     run = subprocess.run(
         [
             "wrk", "-t1", f"-c{connections}", f"-d{int(seconds)}s", "--timeout", "10s", "-s", str(_SCRIPT),
@@ -59,8 +94,6 @@ def wrk(target: Target, connections: int, seconds: float, proxies: Sequence[Grou
         start_new_session=True,
         preexec_fn=lambda: os.sched_setaffinity(0, workspace.pinning.load),
     )  # fmt: skip
-    load = sum(group.cpu_s() for group in origins) + _children_cpu_s() - load_before
-    cpu = sum(group.cpu_s() for group in proxies) - cpu_before
     summary = next((line[1:] for line in run.stdout.splitlines() if line.startswith("@{")), None)
     if summary is None:
         raise BenchError(f"wrk against {target.address}:{target.port} gave no summary: {run.stderr or run.stdout}")
@@ -74,14 +107,76 @@ def wrk(target: Target, connections: int, seconds: float, proxies: Sequence[Grou
         p99_us=figures["p99_us"],
         max_us=figures["max_us"],
         failed=figures["errors"] + figures["statuses"],
-        cpu_us_per_request=cpu * 1e6 / requests if proxies and requests else None,
-        load_busy=load / elapsed_s if workspace.pinning.name == "split" else None,
+        cpu_us_per_request=meter.cpu_us_per_request(requests),
+        load_busy=meter.load_busy(elapsed_s),
     )
+
+
+_H2LOAD_FIGURES = {
+    "finished": re.compile(r"^finished in [\d.]+[a-z]+, (?P<req_s>[\d.]+) req/s", re.M),
+    "requests": re.compile(r"^requests: .* (?P<done>\d+) done, .* (?P<failed>\d+) failed, ", re.M),
+    "status codes": re.compile(r"^status codes: \d+ 2xx, (?P<redirected>\d+) 3xx, ", re.M),
+    "traffic": re.compile(r"^traffic: .*\((?P<bytes>\d+)\) data$", re.M),
+    "time for request": re.compile(
+        r"^time for request: +\S+ +(?P<max>[\d.]+)(?P<max_unit>[a-z]+) +(?P<mean>[\d.]+)(?P<mean_unit>[a-z]+) ", re.M
+    ),
+}
+_UNIT_US = {"us": 1.0, "ms": 1e3, "s": 1e6}
+
+
+def h2load(target: Target, streams: int, seconds: float, proxies: Sequence[Group], workspace: Workspace) -> Sample:
+    """As many requests as `streams` at a time on one HTTP/2 connection get through, without TLS and Upgrade."""
+    if shutil.which("h2load") is None:
+        raise BenchError("h2load is not installed (make bench installs it)")
+    log = workspace.path / "h2load.log"
+    log.unlink(missing_ok=True)
+    meter = Meter(proxies, workspace)
+    run = subprocess.run(
+        [
+            "h2load", "-t1", "-c1", f"-m{streams}", f"-D{int(seconds)}", "--log-file", str(log),
+            "-H", f":authority: {target.host}", f"http://{target.address}:{target.port}{target.path}",
+        ],
+        capture_output=True,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: os.sched_setaffinity(0, workspace.pinning.load),
+    )  # fmt: skip
+    figures = h2load_figures(run.stdout)
+    if figures is None or not figures["done"]:
+        raise BenchError(f"h2load against {target.address}:{target.port} gave no summary: {run.stderr or run.stdout}")
+    done = int(figures["done"])
+    elapsed_s = done / figures["req_s"]
+    took = sorted(float(line.rsplit("\t", 1)[1]) for line in log.read_text().splitlines())
+    return Sample(
+        req_s=figures["req_s"],
+        bytes_s=figures["bytes"] / elapsed_s,
+        p50_us=percentile(took, 0.5),
+        p99_us=percentile(took, 0.99),
+        max_us=figures["max_us"],
+        failed=int(figures["failed"] + figures["redirected"]),
+        cpu_us_per_request=meter.cpu_us_per_request(done),
+        load_busy=meter.load_busy(elapsed_s),
+        mean_us=figures["mean_us"],
+    )
+
+
+def h2load_figures(text: str) -> dict[str, float] | None:
+    """req_s, done, failed (for any reason), redirected, bytes (of bodies), max_us, mean_us; None: a line is missing."""
+    found: dict[str, str] = {}
+    for pattern in _H2LOAD_FIGURES.values():
+        match = pattern.search(text)
+        if match is None:
+            return None
+        found |= match.groupdict()
+    figures = {name: float(value) for name, value in found.items() if value not in _UNIT_US}
+    for name in ("max", "mean"):
+        figures[f"{name}_us"] = figures.pop(name) * _UNIT_US[found[f"{name}_unit"]]
+    return figures
 
 
 def paced(target: Target, rate: int, seconds: float, proxies: Sequence[Group], workspace: Workspace) -> Sample:
     """`rate` requests a second whatever the answers do; latency counts from the moment a request was due."""
-    cpu_before = sum(group.cpu_s() for group in proxies)
+    meter = Meter(proxies, workspace)
     run = subprocess.run(
         [sys.executable, "-m", "bench.paced", target.address, str(target.port), target.host, target.path,
          str(rate), str(seconds), str(_PACED_CONNECTIONS)],
@@ -94,7 +189,6 @@ def paced(target: Target, rate: int, seconds: float, proxies: Sequence[Group], w
     if run.returncode != 0:
         raise BenchError(f"paced client against {target.address}:{target.port} failed: {run.stderr[-500:]}")
     figures = json.loads(run.stdout)
-    cpu = sum(group.cpu_s() for group in proxies) - cpu_before
     requests = figures["requests"]
     return Sample(
         req_s=requests / seconds,
@@ -103,7 +197,7 @@ def paced(target: Target, rate: int, seconds: float, proxies: Sequence[Group], w
         p99_us=figures["p99_us"],
         max_us=figures["max_us"],
         failed=figures["failed"],
-        cpu_us_per_request=cpu * 1e6 / requests if proxies and requests else None,
+        cpu_us_per_request=meter.cpu_us_per_request(requests),
     )
 
 

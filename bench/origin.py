@@ -1,4 +1,6 @@
-"""The origin: one nginx worker that answers a few bytes, or 1 MiB at /1m."""
+"""The origin: one nginx worker that answers a few bytes, or 1 MiB at /1m, in HTTP/1.1 and, on a port of its own, HTTP/2
+with prior knowledge.
+"""
 
 import shutil
 from dataclasses import dataclass
@@ -37,20 +39,22 @@ class Origin:
     group: Group
     address: str
     port: int
+    http2_port: int
 
 
 def start(workspace: Workspace) -> Origin:
     binary = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
     if binary is None:
         raise BenchError("nginx is not installed (make bench installs it)")
-    port = workspace.port()
+    port, http2_port = workspace.port(), workspace.port()
     (workspace.path / "1m").write_bytes(b"m" * (1 << 20))
     listens = "\n".join(
-        f"    listen {address}:{port} backlog=4096;" for address in ("127.0.0.1", *(a for a, _ in ORIGIN_ADDRESSES))
+        f"    listen {address}:{port} backlog=4096;\n    listen {address}:{http2_port} http2 backlog=4096;"
+        for address in ("127.0.0.1", *(a for a, _ in ORIGIN_ADDRESSES))
     )
     config = workspace.write("nginx.conf", _CONFIG.format(home=workspace.path, listens=listens))
     group = workspace.start(
         ORIGIN_NAME, [binary, "-p", str(workspace.path), "-c", str(config)], workspace.pinning.origin
     )
     workspace.wait_http(group, port)
-    return Origin(group, ORIGIN_ADDRESSES[0][0], port)
+    return Origin(group, ORIGIN_ADDRESSES[0][0], port, http2_port)

@@ -133,6 +133,9 @@ def _versions() -> dict[str, str]:
     wrk = _first_line(["wrk", "-v"]).split()
     if len(wrk) > 1:
         found["wrk"] = wrk[1].removeprefix("debian/")
+    h2load = _first_line(["h2load", "--version"]).rpartition("nghttp2/")[2]
+    if h2load:
+        found["h2load"] = h2load
     return found
 
 

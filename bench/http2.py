@@ -1,0 +1,38 @@
+"""HTTP/2 in from one connection, HTTP/1.1 out: how many requests, how much latency."""
+
+from bench import envoy, mesh, origin
+from bench.case import DIRECT, MESH, Case, Contender, Load, Outcome, Settings, compare
+from bench.load import Target, h2load
+from bench.process import Workspace
+from bench.services import ECHO_HOST, echo
+
+
+def one_connection(streams: int) -> Load:
+    """As many requests as that many streams at a time on one connection get through."""
+    return lambda contender, seconds, place: h2load(contender.target, streams, seconds, contender.groups, place)
+
+
+def _outbound(settings: Settings, workspace: Workspace) -> list[Contender]:
+    """No proxy, where the origin itself speaks HTTP/2, and Envoy and meshproxy in front of its HTTP/1.1."""
+    source = origin.start(workspace)
+    service = echo(source.port)
+    contenders = []
+    if settings.wants(DIRECT):
+        contenders.append(Contender(DIRECT, Target(source.address, source.http2_port, ECHO_HOST)))
+    if settings.wants("envoy"):
+        group, port = envoy.outbound_http(workspace, [service])
+        contenders.append(Contender("envoy", Target("127.0.0.1", port, ECHO_HOST), (group,)))
+    if settings.wants(MESH):
+        port = workspace.port()
+        proxy = mesh.start(workspace, port, mesh.outbound_resources([service], port))
+        contenders.append(Contender(MESH, Target("127.0.0.1", port, ECHO_HOST), (proxy.group,)))
+    return contenders
+
+
+def m32(settings: Settings, outcome: Outcome) -> None:
+    with Workspace(settings.pinned("split")) as workspace:
+        compare(outcome, settings, _outbound(settings, workspace), one_connection(32), workspace)
+    outcome.ratio("HTTP/2 in, 32 streams: req/s over Envoy", ["envoy"], "req_s", at_least=1.3)
+
+
+CASES = (Case("h2_m32", "HTTP/2 in on one connection, 32 streams at a time, HTTP/1.1 out", m32),)
