@@ -1,7 +1,11 @@
 """UDP through a live worker: datagrams both ways, one endpoint a session, and what happens when it is gone."""
 
+import asyncio
+import json
 import os
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,12 +13,14 @@ import pytest
 from meshproxy.control import messages as m
 from meshproxy.model.cluster import CircuitLimits, LbPolicy, Protocol, TlsMode, UpstreamTls
 from meshproxy.model.endpoint import Endpoint, Locality, LocalityEndpoints
-from meshproxy.model.listener import Direction, MtlsMode
+from meshproxy.model.listener import AccessLogPolicy, Direction, MtlsMode
 from meshproxy.policy.outlier import CONNECT_FAILED, TIMED_OUT
 from meshproxy.proxy.udp_session import SILENT_DATAGRAMS
+from meshproxy.telemetry.access_log import AccessLog
 from meshproxy.telemetry.recorder import ClusterCounters, ListenerCounters
 from tests.support.datagrams import Downstream, Upstream, unused_udp_port
 from tests.support.live_worker import LiveWorker, until
+from tests.support.proxy_process import ProxyProcess
 
 KEY = "outbound|53/udp||a.example"
 
@@ -279,3 +285,125 @@ async def test_datagrams_that_have_nowhere_to_go_are_dropped() -> None:
             client.send(b"x")
             await until(lambda: cluster(live).upstream_cx_none_healthy == 1)
         assert listener(live).udp_downstream_sess_total == 0
+
+
+# ── the end of a listener, the log ──
+
+
+async def test_draining_lets_sessions_go_on_and_begin_until_nothing_moves() -> None:
+    async with Upstream() as upstream, LiveWorker() as live:
+        port = listen(live, upstream.address, idle_timeout_s=0.2)
+        async with Downstream(port) as old, Downstream(port) as new:
+            assert await old.ask(b"1") == b"1"
+            live.worker.on_message(m.Drain(deadline_s=5.0), None)
+            assert await old.ask(b"2") == b"2"
+            assert await new.ask(b"3") == b"3"
+            async with asyncio.timeout(5):
+                await live.worker.stopped
+            with pytest.raises(ConnectionRefusedError):  # nobody listens any more
+                await old.ask(b"4")
+                await old.ask(b"5")
+
+
+async def test_draining_ends_at_its_deadline() -> None:
+    async with Upstream() as upstream, LiveWorker() as live:
+        async with Downstream(listen(live, upstream.address)) as client:
+            assert await client.ask(b"1") == b"1"
+            live.worker.on_message(m.Drain(deadline_s=0.1), None)
+            async with asyncio.timeout(5):
+                await live.worker.stopped
+            await nothing_left(live)
+
+
+async def test_a_listener_that_is_removed_or_changed_ends_its_sessions() -> None:
+    async with Upstream() as upstream, LiveWorker() as live:
+        key = live.cluster([upstream.address], KEY, protocol=Protocol.UDP)
+        port = live.listen_udp(key, direction=Direction.INBOUND, mtls=MtlsMode.PERMISSIVE)
+        async with Downstream(port) as client:
+            assert await client.ask(b"1") == b"1"
+            live.listen_udp(key, direction=Direction.INBOUND, mtls=MtlsMode.STRICT, port=port)
+            client.send(b"2")
+            await until(lambda: listener(live).plaintext_refused == 1)
+            live.put(m.Remove("listener", f"127.0.0.1_{port}_udp"))
+            await nothing_left(live)
+            with pytest.raises(ConnectionRefusedError):
+                await client.ask(b"3")
+
+
+async def test_a_session_is_one_line_of_the_access_log(tmp_path: Path) -> None:
+    async with Upstream() as upstream, LiveWorker() as live:
+        port = listen(live, upstream.address, idle_timeout_s=0.1)
+        log = live.worker.state.access_log = AccessLog(AccessLogPolicy(path=str(tmp_path / "log"), encoding="json"))
+        async with Downstream(port) as client:
+            await client.ask(b"four")
+            await nothing_left(live)
+        log.close()
+        entry = json.loads((tmp_path / "log").read_text())
+        assert (entry["protocol"], entry["bytes_received"], entry["bytes_sent"]) == ("UDP", 4, 4)
+        assert entry["upstream_cluster"] == KEY
+        assert entry["upstream_host"] == "{}:{}".format(*upstream.address)
+        assert entry["downstream_remote_address"] == client.address
+        assert entry["duration"] >= 100
+
+
+# ── the whole proxy ──
+
+
+def mesh(port: int, upstreams: Sequence[tuple[str, int]]) -> str:
+    endpoints = "\n".join(f"  - {{address: {host}, ports: {{udp: {number}}}}}" for host, number in upstreams)
+    return f"""
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: a}}
+spec:
+  hosts: [a.example]
+  location: MESH_INTERNAL
+  resolution: STATIC
+  ports:
+  - {{number: {port}, name: udp, protocol: UDP}}
+  endpoints:
+{endpoints}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {{name: a}}
+spec:
+  host: a.example
+  trafficPolicy:
+    loadBalancer: {{simple: ROUND_ROBIN}}
+    outlierDetection: {{consecutive5xxErrors: 3, baseEjectionTime: 60s}}
+---
+apiVersion: networking.istio.io/v1
+kind: Sidecar
+metadata: {{name: default}}
+spec:
+  egress:
+  - port: {{number: {port}, protocol: UDP, name: udp}}
+    bind: 127.0.0.1
+    captureMode: NONE
+    hosts: ["*/*"]
+"""
+
+
+async def test_an_endpoint_where_nobody_listens_is_ejected_for_all_workers(tmp_path: Path) -> None:
+    port = unused_udp_port()
+    gone = ("127.0.0.1", unused_udp_port())
+    (tmp_path / "conf").mkdir()
+    async with Upstream("a") as a:
+        (tmp_path / "conf" / "mesh.yaml").write_text(mesh(port, [gone, a.address]))
+        with ProxyProcess(tmp_path, "--workers", "2", module="meshproxy") as proxy:
+            await asyncio.to_thread(proxy.wait_for, "ready: 2 workers")
+            ejected = asyncio.create_task(asyncio.to_thread(proxy.wait_for, f"127.0.0.1:{gone[1]} of"))
+            async with AsyncExitStack() as stack:
+                while not ejected.done():
+                    client = await stack.enter_async_context(Downstream(port))
+                    assert await client.ask_until_answered(b"x") == b"a:x"
+                assert "is ejected" in await ejected
+                at_once = 0
+                while at_once < 20:  # from now on, or as soon as both workers have heard of it
+                    client = await stack.enter_async_context(Downstream(port))
+                    client.send(b"x")
+                    try:
+                        at_once += await client.answer(0.5) == b"a:x"
+                    except TimeoutError:
+                        at_once = 0

@@ -62,6 +62,7 @@ class Downstream:
     async def __aenter__(self) -> Self:
         self._sock = _socket(self._to[0])
         self._sock.connect(self._to)
+        self.address = "{}:{}".format(*self._sock.getsockname())
         return self
 
     async def __aexit__(self, *_: object) -> None:
