@@ -14,6 +14,8 @@ from typing import Any, Final
 
 from jh2._hazmat import Decoder, Encoder, HPACKError, OversizedHeaderListError
 
+from meshproxy.codec.hpack_grammar import is_padded_well, scan
+
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 DATA: Final = 0
@@ -66,6 +68,8 @@ GLITCHES_PER_SECOND: Final = 100.0
 MAX_GLITCHES: Final = 200.0
 """Frames that cost us and carry nothing (PING, SETTINGS, PRIORITY, empty DATA, unknown kinds): a bucket of this size,
 refilled at GLITCHES_PER_SECOND."""
+FREE_FIELDS: Final = 128
+"""A block of more fields is a glitch for each time this many: one of 60 KiB can hold 60,000."""
 MAX_SETTINGS: Final = 32
 """In one frame: each may mean work on every stream (CVE-2020-11080; nghttp2's limit)."""
 MAX_RESETS_MADE: Final = 200
@@ -626,7 +630,14 @@ class Http2Connection:
         if len(block) > MAX_BLOCK_BYTES:
             raise Http2Error(ENHANCE_YOUR_CALM, "headers_too_large")
         try:
+            count, strings = scan(block)
+            if count > FREE_FIELDS:
+                if count * 32 > MAX_LIST_BYTES:  # the decoder counts names and values alone
+                    raise OversizedHeaderListError
+                self._glitch(count / FREE_FIELDS)
             fields: list[tuple[bytes, bytes, bool]] = self._decoder.decode(block)
+            if not is_padded_well(block, strings, fields):
+                raise ValueError
         except OversizedHeaderListError:
             raise Http2Error(ENHANCE_YOUR_CALM, "headers_too_large") from None
         except (HPACKError, ValueError, IndexError):
