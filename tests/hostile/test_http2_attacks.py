@@ -15,6 +15,7 @@ from tests.faults.traffic import Record
 from tests.hostile.siege import Measured, Siege
 from tests.support.http2_client import (
     CANCEL,
+    COMPRESSION_ERROR,
     CONTINUATION,
     DATA,
     ENHANCE_YOUR_CALM,
@@ -24,9 +25,11 @@ from tests.support.http2_client import (
     PRIORITY,
     PROTOCOL_ERROR,
     Http2Client,
+    block,
     data_frame,
     goaway_frame,
     headers_frame,
+    literal,
     ping_frame,
     raw_frame,
     request,
@@ -40,6 +43,8 @@ from tests.support.live_worker import until
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 HOLD = request("/hold")
+BEGUN = headers_frame(1, b"", end_headers=False)
+LARGE = raw_frame(CONTINUATION, 0, 1, literal(b"a", b"b" * 16_000))
 CALM = {ENHANCE_YOUR_CALM}
 
 
@@ -155,10 +160,51 @@ async def test_a_client_that_makes_the_proxy_reset_its_streams_is_sent_away(
     assert measured.upstream_requests <= 200
 
 
+# ── field blocks ──
+
+PSEUDO = block(HOLD)
+KEPT = b"\x40" + literal(b"a", b"x" * 4000)[1:]
+"""A field for the dynamic table: from then on one byte, 0xBE, means 4 KiB."""
+
+BLOCKS: list[tuple[str, list[bytes], set[int]]] = [
+    ("endless_continuation_of_1_byte", [BEGUN, *[raw_frame(CONTINUATION, 0, 1, b"\x82")] * 10_000], CALM),
+    ("endless_continuation_of_16_kib", [BEGUN, *[raw_frame(CONTINUATION, 0, 1, bytes(16384))] * 1000], CALM),
+    ("60_kib_in_one_block", [headers_frame(1, HOLD, end_headers=False), *[LARGE] * 5], CALM),
+    ("a_table_entry_times_16_thousand", [headers_frame(1, PSEUDO + KEPT + b"\xbe" * 12_000)], CALM),
+    ("a_table_entry_times_15", [headers_frame(i, PSEUDO + KEPT + b"\xbe" * 17) for i in range(1, 200, 2)], CALM),
+    ("short_fields_by_the_ten_thousand", [headers_frame(1, PSEUDO + b"\x40\x01a\x01b" + b"\xbe" * 16_000)] * 2, CALM),
+    ("fields_of_no_name_and_no_value", [headers_frame(i, PSEUDO + b"\0\0\0" * 4000) for i in range(1, 200, 2)], CALM),
+    ("a_table_larger_than_agreed", [headers_frame(1, b"\x3f\xe2\x1f" + PSEUDO)], {COMPRESSION_ERROR}),
+    ("a_table_size_within_a_block", [headers_frame(1, PSEUDO + b"\x20")], {COMPRESSION_ERROR}),
+    ("table_sizes_by_the_thousand", [headers_frame(1, b"\x20\x3f\xe1\x1f" * 4000 + PSEUDO)], {COMPRESSION_ERROR}),
+    ("index_0", [headers_frame(1, PSEUDO + b"\x80")], {COMPRESSION_ERROR}),
+    ("index_beyond_the_table", [headers_frame(1, PSEUDO + b"\xff\xff\xff\xff\xff\x07")], {COMPRESSION_ERROR}),
+    ("an_integer_without_end", [headers_frame(1, PSEUDO + b"\xff" + b"\x80" * 5000)], {COMPRESSION_ERROR}),
+    ("a_length_of_2_gib", [headers_frame(1, PSEUDO + b"\x00\x7f\x80\xff\xff\xff\x07a")], {COMPRESSION_ERROR}),
+    ("a_block_that_breaks_off", [headers_frame(1, PSEUDO + b"\x00\x05ab")], {COMPRESSION_ERROR}),
+    ("huffman_end_of_string", [headers_frame(1, PSEUDO + b"\x00\x01a\x84\xff\xff\xff\xff")], {COMPRESSION_ERROR}),
+    ("huffman_padding_of_8_bits", [headers_frame(1, PSEUDO + b"\x00\x01a\x82\x1f\xff")], {COMPRESSION_ERROR}),
+    ("huffman_padding_of_zeros", [headers_frame(1, PSEUDO + b"\x00\x01a\x81\x18")], {COMPRESSION_ERROR}),
+]
+
+
+@pytest.mark.parametrize(("name", "frames", "codes"), BLOCKS, ids=[case[0] for case in BLOCKS])
+async def test_a_field_block_that_is_a_trap_ends_the_connection(
+    name: str, frames: list[bytes], codes: set[int], siege: Siege, record_property: Record
+) -> None:
+    async with siege.attack(record_property, name) as measured, Http2Client(siege.port) as client:
+        await client.handshake()
+        client.send(*frames)
+        measured.frames = len(frames)
+        await client.expect_goaway(codes)
+    assert measured.upstream_requests == 0
+    assert measured.grown_mib < 1
+    assert measured.worker_cpu_s < 0.05
+
+
 # ── frames that carry nothing ──
 
 OPEN = headers_frame(1, request("/hold", method="POST"), end_stream=False)
-BEGUN = headers_frame(1, b"", end_headers=False)
 GONE = headers_frame(1, HOLD) + rst_frame(1)
 
 FLOODS: list[tuple[str, bytes, bytes, set[int]]] = [
