@@ -35,4 +35,15 @@ def m32(settings: Settings, outcome: Outcome) -> None:
     outcome.ratio("HTTP/2 in, 32 streams: req/s over Envoy", ["envoy"], "req_s", at_least=1.3)
 
 
-CASES = (Case("h2_m32", "HTTP/2 in on one connection, 32 streams at a time, HTTP/1.1 out", m32),)
+def m1(settings: Settings, outcome: Outcome) -> None:
+    with Workspace(settings.pinned("apart")) as workspace:
+        compare(outcome, settings, _outbound(settings, workspace), one_connection(1), workspace)
+    name = "HTTP/2 in, 1 stream: added {0} over Envoy's added {0}"
+    outcome.added(name.format("mean"), ["envoy"], "mean_us", at_most=0.6)
+    outcome.added(name.format("p50"), ["envoy"], "p50_us")
+
+
+CASES = (
+    Case("h2_m32", "HTTP/2 in on one connection, 32 streams at a time, HTTP/1.1 out", m32),
+    Case("h2_m1", "HTTP/2 in on one connection, one stream at a time, HTTP/1.1 out: latency", m1),
+)
