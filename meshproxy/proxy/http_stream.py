@@ -461,14 +461,14 @@ class HttpStream:
         if (
             not has_answered
             and connection is not None
-            and connection.requests > 1
-            and self.head.method in _IDEMPOTENT
+            and (detail == "refused_stream" or (connection.requests > 1 and self.head.method in _IDEMPOTENT))
             and self._can_replay
             and not detail.startswith("upstream.")
             and self.attempt < 8
         ):
             # The upstream closed a kept-alive connection as we wrote: it never saw the request, or may see it twice
-            # (RFC 9110 §9.2.2). Not a failure of the endpoint, and not one of the operator's retries.
+            # (RFC 9110 §9.2.2). Or it says that it has not looked at the stream (RFC 9113 §8.7). Not a failure of the
+            # endpoint, and not one of the operator's retries.
             self.attempt -= 1
             self._leave_endpoint()
             self._attempt(monotonic())
@@ -477,7 +477,8 @@ class HttpStream:
         endpoint.rq_total += 1
         endpoint.rq_error += 1
         # Never reset-before-request: the head was written, so the upstream may have acted on it.
-        self._retry_or_fail("reset", local_reply.upstream_lost(detail))
+        kind = "refused-stream" if detail == "refused_stream" else "reset"
+        self._retry_or_fail(kind, local_reply.upstream_lost(detail))
 
     def on_connect_failed(self, error: ConnectError) -> None:
         if not self.is_active or self.endpoint is None:

@@ -356,7 +356,8 @@ class UpstreamStream(Http2Stream):
 
     @property
     def requests(self) -> int:
-        return self.connection.requests
+        """1: a server says by GOAWAY or REFUSED_STREAM what it has not looked at; nothing has to be guessed."""
+        return 1
 
     @property
     def endpoint(self) -> "EndpointRuntime":
