@@ -1153,7 +1153,9 @@ def _check_listeners(value: dict[str, Any], at: Path, reading: Reading) -> None:
                     reading.error(here, "the egress listener without a port must be the last")
                 continue
             number = listener["port"].get("number", 0)
-            address = (listener.get("bind", ""), number) if number else listener.get("bind")
+            # Istio, which ignores UDP, has one listener for a number; here TCP's and UDP's are two.
+            is_udp = (listener["port"].get("protocol") or "").upper() == "UDP"
+            address = (listener.get("bind", ""), number, is_udp) if number else listener.get("bind")
             if address in seen:
                 where = f"port {number}" if number else f"socket {shown(address)}"
                 reading.error((here, "port"), f"{where} has a listener already")

@@ -132,7 +132,7 @@ def test_an_exported_service_is_seen_where_it_is_exported_to() -> None:
     assert "echo.shop" in translated(sidecar(), service("", namespace="shop")).hosts("127.0.0.1_8080")
 
 
-def test_udp_ports_are_not_proxied() -> None:
+def test_a_udp_port_is_no_http_port() -> None:
     text = service("").replace("name: http, port: 8080", "name: http, port: 8080, protocol: UDP")
     assert translated(sidecar(), text).hosts("127.0.0.1_8080") == {}
 
