@@ -37,6 +37,8 @@ LINGER_S = 1.0
 MAX_FREE = 32
 MAX_KNOWN = 256
 """Field blocks remembered a connection, each way."""
+MAX_KNOWN_BYTES = 512 * 1024
+"""Of the requests' blocks and heads together."""
 
 _GOODBYE = b"goodbye!"
 _literals: dict[bytes, bytes] = {}
@@ -51,6 +53,7 @@ class DownstreamH2(Http2Connection, asyncio.Protocol):
         "_headers_since",
         "_is_going",
         "_is_waking",
+        "_known_bytes",
         "_last_served",
         "_settings_due",
         "counters",
@@ -69,6 +72,7 @@ class DownstreamH2(Http2Connection, asyncio.Protocol):
         self.transport: Any = None
         self._free: list[DownstreamStream] = []
         self._is_waking = False
+        self._known_bytes = 0
         self._is_going = False
         self._goodbye_at = NEVER
         """When the last GOAWAY is due."""
@@ -183,9 +187,7 @@ class DownstreamH2(Http2Connection, asyncio.Protocol):
                 refused = error
             else:
                 if http2.changes_no_table(block):
-                    if len(self._memo) >= MAX_KNOWN:
-                        self._memo.clear()
-                    self._memo[key] = head
+                    self._know(key, head)
         elif not self._opened_by_peer(stream_id):
             return
         if stream_id > self._last_served:
@@ -206,6 +208,17 @@ class DownstreamH2(Http2Connection, asyncio.Protocol):
             stream.refuse(refused)
         else:
             stream.start(head, self._now)
+
+    def _know(self, key: tuple[bytes, bool], head: RequestHead) -> None:
+        """Another block like it, another head like that. By its bytes: sixteen of a block can mean 60 KiB."""
+        memo = self._memo
+        if not memo:
+            self._known_bytes = 0
+        self._known_bytes += 2 * head.length + len(key[0])
+        if len(memo) >= MAX_KNOWN or self._known_bytes > MAX_KNOWN_BYTES:
+            memo.clear()
+        else:
+            memo[key] = head
 
     def _on_trailers(self, stream: "DownstreamStream", block: bytes, is_end: bool) -> None:
         fields = self.decode(block)

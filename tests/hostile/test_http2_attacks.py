@@ -18,6 +18,7 @@ from tests.support.http2_client import (
     COMPRESSION_ERROR,
     CONTINUATION,
     DATA,
+    END_HEADERS,
     ENHANCE_YOUR_CALM,
     INITIAL_WINDOW_SIZE,
     NO_ERROR,
@@ -200,6 +201,35 @@ async def test_a_field_block_that_is_a_trap_ends_the_connection(
     assert measured.upstream_requests == 0
     assert measured.grown_mib < 1
     assert measured.worker_cpu_s < 0.05
+
+
+LEFT_BEHIND: list[tuple[str, Callable[[bytes], bytes]]] = [
+    (
+        "fifteen_indices_of_4_kib",
+        lambda mark: (KEPT if mark == b"00000001" else b"") + literal(b"b", mark) + b"\xbe" * 14,
+    ),
+    ("one_of_50_kib", lambda mark: literal(b"a", mark * 6250)),
+    ("one_of_50_kib_for_the_table", lambda mark: b"\x40" + literal(b"a", mark * 6250)[1:]),
+    ("ninety_of_120_bytes", lambda mark: block([(b"a", mark * 15)] * 90)),
+]
+
+
+@pytest.mark.parametrize(("name", "fields"), LEFT_BEHIND, ids=[case[0] for case in LEFT_BEHIND])
+async def test_fields_of_answered_requests_are_not_kept_by_the_megabyte(
+    name: str, fields: Callable[[bytes], bytes], siege: Siege, record_property: Record
+) -> None:
+    """300 requests whose fields nobody will ever send again."""
+    async with siege.attack(record_property, name) as measured, Http2Client(siege.port) as client:
+        await client.handshake()
+        for i in range(1, 600, 2):
+            whole = block(request("/")) + fields(b"%08x" % i)
+            pieces = [whole[at : at + 16_000] for at in range(0, len(whole), 16_000)]
+            more = [raw_frame(CONTINUATION, END_HEADERS * (piece is pieces[-1]), i, piece) for piece in pieces[1:]]
+            client.send(headers_frame(i, pieces[0], end_headers=not more), *more)
+            measured.frames += len(pieces)
+            assert (await client.response(i)).status == 200
+    assert measured.upstream_requests == 300
+    assert measured.grown_mib < 2
 
 
 # ── frames that carry nothing ──
