@@ -6,6 +6,7 @@ Decides: who may have a session (PeerAuthentication mode, limits). Leaves to oth
 STRICT: a plain datagram shows no identity, so it is dropped, as a plaintext connection is reset.
 """
 
+import resource
 import select
 import socket
 
@@ -17,13 +18,14 @@ from meshproxy.route.l4 import L4Table
 IP_PKTINFO = 8
 """Not in Python's socket module; linux/in.h."""
 MAX_SESSIONS = 16384
-"""Of one listener in one worker: each takes a descriptor and about 2 KiB, and senders' addresses can be made up."""
+"""Of one listener in one worker, and at most a quarter of the descriptors a process may have: each takes one, and
+senders' addresses can be made up."""
 
 
 class UdpListener:
     """Receives until closed. The socket is ours; control keeps a copy, so a successor finds what has come meanwhile."""
 
-    __slots__ = ("_flows", "_is_receiving", "_receive", "_sock", "l4", "runtime")
+    __slots__ = ("_flows", "_is_receiving", "_max_sessions", "_receive", "_sock", "l4", "runtime")
 
     def __init__(self, sock: socket.socket, runtime: ListenerRuntime) -> None:
         sock.setblocking(False)
@@ -39,6 +41,8 @@ class UdpListener:
             else:
                 sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
         self._flows.poller.register(sock.fileno(), select.EPOLLIN)
+        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._max_sessions = runtime.listener.max_connections or min(MAX_SESSIONS, descriptors // 4)
         self._is_receiving = True
         runtime.state.loop.add_reader(self._flows.poller.fileno(), self._on_ready)
 
@@ -114,8 +118,7 @@ class UdpListener:
         if listener.mtls is MtlsMode.STRICT:
             counters.plaintext_refused += 1
             return None
-        limit = listener.max_connections or MAX_SESSIONS
-        if len(self._flows.by_downstream) >= limit or state.open_connections >= state.max_connections:
+        if len(self._flows.by_downstream) >= self._max_sessions or state.open_connections >= state.max_connections:
             counters.downstream_cx_overflow += 1
             return None
         if state.is_overloaded:

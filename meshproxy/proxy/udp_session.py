@@ -138,7 +138,8 @@ class UdpSession:
         listener.state.timed.add(self)
         flows.by_downstream[self._key] = self
         self._started = self._moved_at = now
-        self.deadline = now + min(LOOK_EVERY_S, self._idle_timeout_s())
+        # Sessions that began together are not looked at together.
+        self.deadline = now + min(LOOK_EVERY_S, self._idle_timeout_s()) * (1 + listener.state.draw()) / 2
         return True
 
     def end(self) -> None:
@@ -163,20 +164,23 @@ class UdpSession:
         """Add up what moved; end an idle session; hold an endpoint's silence against it."""
         moved = (self.datagrams, self.answers)
         before, self._looked = self._looked, moved
-        self._account()
-        if moved != before:
-            self._moved_at = now
-        elif now - self._moved_at >= self._idle_timeout_s():
-            self.flows.listener.counters.udp_idle_timeout += 1
-            self.end()
+        idle_timeout_s = self._idle_timeout_s()
+        if moved == before:
+            if now - self._moved_at >= idle_timeout_s:
+                self.flows.listener.counters.udp_idle_timeout += 1
+                self.end()
+            else:
+                self.deadline = min(now + LOOK_EVERY_S, self._moved_at + idle_timeout_s)
             return
+        self._moved_at = now
+        self.deadline = now + min(LOOK_EVERY_S, idle_timeout_s)
+        self._account()
         endpoint, cluster = self.endpoint, self.cluster
         assert endpoint is not None and cluster is not None
         if moved[1] == before[1] and moved[0] - before[0] >= SILENT_DATAGRAMS and endpoint.has_answered:
             endpoint.rq_error += 1
             self._failure_reason = "no answer"
             self.flows.listener.state.report(cluster.key, endpoint.key, TIMED_OUT)
-        self.deadline = now + min(LOOK_EVERY_S, self._idle_timeout_s())
 
     def _idle_timeout_s(self) -> float:
         cluster = self.cluster
