@@ -1,8 +1,9 @@
-"""HTTP/2 in from one connection, HTTP/1.1 out: how many requests, how much latency."""
+"""HTTP/2: how many requests and how much latency with one connection in, and with one connection between a pair."""
 
-from bench import envoy, mesh, origin
-from bench.case import DIRECT, MESH, Case, Contender, Load, Outcome, Settings, compare
+from bench import certificates, envoy, mesh, origin
+from bench.case import DIRECT, MESH, Case, Contender, Load, Outcome, Settings, compare, flat_out
 from bench.load import Target, h2load
+from bench.pairs import CLIENT, ENVOY_H2, SERVER, envoy_pair, mesh_pair
 from bench.process import Workspace
 from bench.services import ECHO_HOST, echo
 
@@ -43,7 +44,36 @@ def m1(settings: Settings, outcome: Outcome) -> None:
     outcome.added(name.format("p50"), ["envoy"], "p50_us")
 
 
+def _pairs(settings: Settings, outcome: Outcome, load: Load, is_http2_in: bool) -> None:
+    with Workspace(settings.pinned("split")) as workspace:
+        source = origin.start(workspace)
+        issued = certificates.issue(workspace.path / "certs", (CLIENT, SERVER))
+        contenders = []
+        if settings.wants(DIRECT):
+            port = source.http2_port if is_http2_in else source.port
+            contenders.append(Contender(DIRECT, Target(source.address, port, ECHO_HOST)))
+        if settings.wants(ENVOY_H2):
+            contenders.append(envoy_pair(workspace, source.port, issued, ENVOY_H2, "h2"))
+        if settings.wants(MESH):
+            contenders.append(mesh_pair(workspace, source.port, issued, "HTTP", "h2"))
+        compare(outcome, settings, contenders, load, workspace)
+
+
+def pair_c32(settings: Settings, outcome: Outcome) -> None:
+    _pairs(settings, outcome, flat_out(32), is_http2_in=False)
+    name = "HTTP/2 inside an mTLS pair, 32 HTTP/1.1 connections in: req/s over Envoy's pair"
+    outcome.ratio(name, [ENVOY_H2], "req_s", at_least=1.0)
+
+
+def pair_m32(settings: Settings, outcome: Outcome) -> None:
+    _pairs(settings, outcome, one_connection(32), is_http2_in=True)
+    name = "HTTP/2 inside an mTLS pair, 32 HTTP/2 streams in: req/s over Envoy's pair"
+    outcome.ratio(name, [ENVOY_H2], "req_s", at_least=1.0)
+
+
 CASES = (
     Case("h2_m32", "HTTP/2 in on one connection, 32 streams at a time, HTTP/1.1 out", m32),
     Case("h2_m1", "HTTP/2 in on one connection, one stream at a time, HTTP/1.1 out: latency", m1),
+    Case("h2_pair", "HTTP/2 inside an mTLS pair, 32 HTTP/1.1 connections in", pair_c32),
+    Case("h2_pair_m32", "HTTP/2 inside an mTLS pair, HTTP/2 in on one connection, 32 streams at a time", pair_m32),
 )

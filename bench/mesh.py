@@ -44,11 +44,12 @@ def outbound_resources(
     protocol: str = "HTTP",
     server_account: str | None = None,
     response_header: tuple[str, str] | None = None,
+    inside: str = "h1",
 ) -> list[dict[str, Any]]:
     """A Sidecar egress listener on 127.0.0.1:port and, per service, its endpoints, policy and routes.
 
     server_account: the endpoints have proxies of that service account (auto-mTLS); response_header: set on every
-    answer, so that a new configuration can be seen from outside.
+    answer, so that a new configuration can be seen from outside; inside: h1 or, by h2UpgradePolicy, h2 upstream.
     """
     resources: list[dict[str, Any]] = [
         {
@@ -68,7 +69,7 @@ def outbound_resources(
         }
     ]
     for service in services:
-        resources += _service(service, port, protocol, server_account, response_header)
+        resources += _service(service, port, protocol, server_account, response_header, inside)
     return resources
 
 
@@ -105,6 +106,7 @@ def _service(
     protocol: str,
     server_account: str | None,
     response_header: tuple[str, str] | None,
+    inside: str,
 ) -> list[dict[str, Any]]:
     name = service.host.replace(".", "-")
     metadata = {"name": name, "namespace": "default"}
@@ -157,6 +159,8 @@ def _service(
             },
         },
     ]
+    if inside == "h2":
+        resources[-1]["spec"]["trafficPolicy"]["connectionPool"] = {"http": {"h2UpgradePolicy": "UPGRADE"}}
     if protocol != "HTTP":
         return resources
     target = {"destination": {"host": service.host}}

@@ -20,15 +20,23 @@ def _pairs(settings: Settings, workspace: Workspace) -> list[Contender]:
         contenders.append(Contender(DIRECT, Target(source.address, source.port, ECHO_HOST)))
     for name, inside in ((ENVOY_H1, "h1"), (ENVOY_H2, "h2")):
         if settings.wants(name):
-            server, inner = envoy.inbound_http(workspace, source.port, tls=(issued, SERVER))
-            client, port = envoy.outbound_http(workspace, [_behind(inner)], tls=(issued, CLIENT, SERVER), inside=inside)
-            contenders.append(Contender(name, Target("127.0.0.1", port, ECHO_HOST), (client, server)))
+            contenders.append(envoy_pair(workspace, source.port, issued, name, inside))
     if settings.wants(MESH):
         contenders.append(mesh_pair(workspace, source.port, issued, "HTTP"))
     return contenders
 
 
-def mesh_pair(workspace: Workspace, origin_port: int, issued: certificates.Certificates, protocol: str) -> Contender:
+def envoy_pair(
+    workspace: Workspace, origin_port: int, issued: certificates.Certificates, name: str, inside: str
+) -> Contender:
+    server, inner = envoy.inbound_http(workspace, origin_port, tls=(issued, SERVER))
+    client, port = envoy.outbound_http(workspace, [_behind(inner)], tls=(issued, CLIENT, SERVER), inside=inside)
+    return Contender(name, Target("127.0.0.1", port, ECHO_HOST), (client, server))
+
+
+def mesh_pair(
+    workspace: Workspace, origin_port: int, issued: certificates.Certificates, protocol: str, inside: str = "h1"
+) -> Contender:
     inner, port = workspace.port(), workspace.port()
     server = mesh.start(
         workspace,
@@ -40,7 +48,7 @@ def mesh_pair(workspace: Workspace, origin_port: int, issued: certificates.Certi
     client = mesh.start(
         workspace,
         port,
-        mesh.outbound_resources([_behind(inner)], port, protocol=protocol, server_account=SERVER),
+        mesh.outbound_resources([_behind(inner)], port, protocol=protocol, server_account=SERVER, inside=inside),
         account=CLIENT,
         certificates=issued,
     )
