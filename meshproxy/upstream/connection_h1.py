@@ -5,6 +5,8 @@ response means (proxy.http_stream). An upstream that breaks the protocol costs i
 """
 
 import asyncio
+import os
+from base64 import b64encode
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -97,6 +99,9 @@ class UpstreamConnection(asyncio.Protocol):
                 suffix += b"\r\ntransfer-encoding: chunked"
             if head.upgrade:
                 suffix += b"\r\nconnection: upgrade\r\nupgrade: " + head.upgrade
+                if head.upgrade == b"websocket" and b"\r\nsec-websocket-key:" not in head.lowered:
+                    # It came by extended CONNECT, which has none (RFC 8441 §5); an HTTP/1.1 server asks for one.
+                    suffix += b"\r\nsec-websocket-key: " + b64encode(os.urandom(16))
         self.transport.write(b"%b %b HTTP/1.1%b%b\r\n\r\n" % (method, path, block, suffix))
 
     def send_body(self, data: bytes, is_complete: bool, trailers: bytes) -> None:

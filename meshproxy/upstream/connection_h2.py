@@ -5,11 +5,14 @@ Decides: how many requests may share it, when it takes no more. Leaves to others
 """
 
 import asyncio
+from base64 import b64encode
+from copy import copy
+from hashlib import sha1
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.codec import http2
-from meshproxy.codec.http1 import NO_BODY, RequestHead
+from meshproxy.codec.http1 import NO_BODY, RequestHead, ResponseHead, find_field
 from meshproxy.codec.http2 import Http2Connection, Http2Error, Http2Stream, StreamError
 from meshproxy.codec.http2_fields import from_block, from_trailers, response_head, trailers
 from meshproxy.errors import RemoteProtocolError
@@ -30,6 +33,7 @@ MAX_FREE = 32
 MAX_KNOWN = 256
 SETTINGS_TIMEOUT_S = 10.0
 LAST_STREAM_ID = 2**31 - 1
+_WEBSOCKET_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 §1.3
 _REQUEST_ID = b"\r\nx-request-id: "
 _LITERAL_REQUEST_ID = b"\x10\x0cx-request-id"
 """A literal that is never indexed, its name spelt out (RFC 7541 §6.2.3): every value is another."""
@@ -43,6 +47,7 @@ class UpstreamH2(Http2Connection, asyncio.Protocol):
         "_opened_at",
         "_scheme",
         "_settings_due",
+        "_upgrades",
         "deadline",
         "endpoint",
         "is_going",
@@ -63,6 +68,8 @@ class UpstreamH2(Http2Connection, asyncio.Protocol):
         self._next_id = 1
         self._opened_at = 0.0
         self._settings_due = NEVER
+        self._upgrades: list[UpstreamStream] = []
+        """Tunnels that wait to hear whether the peer knows extended CONNECT."""
         self._scheme = b"https" if endpoint.tls is not None else b"http"
 
     # ── the pool's side ──
@@ -88,11 +95,16 @@ class UpstreamH2(Http2Connection, asyncio.Protocol):
         return True
 
     def open_stream(self) -> "UpstreamStream":
-        """A place for one request; only after has_room()."""
+        """A place for one request; only after has_room(), and for one that is sent in this turn."""
         stream = self._free.pop() if self._free else UpstreamStream(self)
-        stream.open(self._next_id, self._peer_initial_window)
+        stream.id = 0
         stream.http = None
         stream.has_head = False
+        return stream
+
+    def begin(self, stream: "UpstreamStream") -> None:
+        """Give the stream its number: streams begin in the order of their numbers (RFC 9113 §5.1.1)."""
+        stream.open(self._next_id, self._peer_initial_window)
         stream.informational = 0
         self.last_id = self._next_id
         self._next_id += 2
@@ -100,7 +112,6 @@ class UpstreamH2(Http2Connection, asyncio.Protocol):
         self.streams[stream.id] = stream
         self.requests += 1
         self.deadline = self._settings_due if self.awaits_settings else NEVER
-        return stream
 
     def retire(self) -> None:
         """No more requests; those it has are finished."""
@@ -174,7 +185,11 @@ class UpstreamH2(Http2Connection, asyncio.Protocol):
         cluster.counters.upstream_cx_active -= 1
         self.is_dead = True
         self._free.clear()
-        self._drop_streams(http2.INTERNAL_ERROR if exc is not None else http2.CANCEL)
+        code = http2.INTERNAL_ERROR if exc is not None else http2.CANCEL
+        self._drop_streams(code)
+        waiting, self._upgrades = self._upgrades, []
+        for stream in waiting:
+            stream.on_reset(code)
         cluster.connection_closed()
 
     def eof_received(self) -> bool:
@@ -243,6 +258,9 @@ class UpstreamH2(Http2Connection, asyncio.Protocol):
             stream.http.on_informational(head)
             return
         stream.has_head = True
+        if stream.upgrade and head.status < 300 and not is_end:
+            stream.http.on_response(stream.accepted(head), b"", False)
+            return
         if head.body > 0:
             stream.expected = head.body
         elif head.body == NO_BODY and not is_end:
@@ -269,6 +287,12 @@ class UpstreamH2(Http2Connection, asyncio.Protocol):
         if not self.streams:
             self._flush()
             self.transport.close()
+
+    def _on_settings(self) -> None:
+        waiting, self._upgrades = self._upgrades, []
+        for stream in waiting:
+            if stream.http is not None:
+                stream.send_upgrade()
 
     def _on_stream_error(self, stream_id: int, error: StreamError) -> None:
         self.endpoint.cluster.state.counters.protocol_error(error.detail)
@@ -344,7 +368,17 @@ def http_connection(endpoint: "EndpointRuntime") -> Any:
 class UpstreamStream(Http2Stream):
     """One request's share of the connection: what proxy.http_stream takes for a connection."""
 
-    __slots__ = ("broken_by", "connection", "has_head", "http", "informational", "is_head_request")
+    __slots__ = (
+        "_is_tunnel",
+        "_upgrade_head",
+        "broken_by",
+        "connection",
+        "has_head",
+        "http",
+        "informational",
+        "is_head_request",
+        "upgrade",
+    )
 
     has_head: bool
     informational: int
@@ -375,13 +409,60 @@ class UpstreamStream(Http2Stream):
         self.broken_by = ""
         method = head.method
         self.is_head_request = method == b"HEAD"
+        self.upgrade = head.upgrade
+        self._is_tunnel = False
+        if head.upgrade:
+            self._upgrade_head = (path, block + suffix)
+            if not connection._has_settings:
+                connection._upgrades.append(self)
+            else:
+                connection.endpoint.cluster.state.loop.call_soon(self.send_upgrade)
+            return
         encoded = connection.request_block(method, path, block, suffix)
+        connection.begin(self)
         connection.send_headers(self, encoded, head.body == NO_BODY)
         if not connection._is_waking:
             connection._wake()
 
+    def send_upgrade(self) -> None:
+        """Extended CONNECT (RFC 8441): what HTTP/1.1 calls an upgrade. Its key and proof exist in HTTP/1.1 only."""
+        connection = self.connection
+        if self.http is None:
+            return
+        if not connection.peer_allows_connect_protocol or not connection.has_room():
+            self.broken_by = "http2.no_extended_connect"
+            self.on_reset(http2.CANCEL)
+            return
+        connection.begin(self)
+        path, lines = self._upgrade_head
+        fields = from_block(lines)
+        authority = next((value for name, value, _ in fields if name == b"host"), b"")
+        encoded = connection.encode(
+            [
+                (b":method", b"CONNECT", False),
+                (b":protocol", self.upgrade, False),
+                (b":scheme", connection._scheme, False),
+                (b":authority", authority, False),
+                (b":path", path, False),
+                *(field for field in fields if field[0] not in (b"host", b"sec-websocket-key")),
+            ]
+        )
+        connection._encoded.clear()
+        connection.send_headers(self, encoded, False)
+        connection._wake()
+
+    def accepted(self, head: ResponseHead) -> ResponseHead:
+        """The answer that opens the tunnel, as HTTP/1.1 says it."""
+        head = copy(head)
+        head.status, head.reason, head.upgrade = 101, b"Switching Protocols", self.upgrade
+        key = find_field(self._upgrade_head[1], b"sec-websocket-key")
+        if key is not None:
+            proof = b64encode(sha1(key + _WEBSOCKET_GUID, usedforsecurity=False).digest())
+            head.block += b"\r\nsec-websocket-accept: " + proof
+        return head
+
     def send_body(self, data: bytes, is_complete: bool, trailers: bytes) -> None:
-        if self.is_ended:
+        if self.is_ended or self.upgrade:
             return
         connection = self.connection
         encoded = b""
@@ -401,7 +482,7 @@ class UpstreamStream(Http2Stream):
             self.connection._wake()
 
     def start_tunnel(self) -> None:
-        """Nothing was read ahead."""
+        self._is_tunnel = True
 
     def pause_reading(self) -> None:
         self.connection.hold(self)
@@ -414,7 +495,7 @@ class UpstreamStream(Http2Stream):
         """The request is done with it."""
         self.http = None
         connection = self.connection
-        if self.id in connection.streams:
+        if self.id and self.id in connection.streams:
             if self.is_ended and self.queue is None and self.is_peer_ended:
                 del connection.streams[self.id]
             else:
@@ -435,7 +516,13 @@ class UpstreamStream(Http2Stream):
             return
         if not self.has_head:
             raise Http2Error(http2.PROTOCOL_ERROR, "data_before_headers")
-        http.on_response_body(data, is_end, b"")
+        if self._is_tunnel:
+            if data:
+                http.on_tunnel_data(data)
+            if is_end:
+                http.on_upstream_eof()
+        else:
+            http.on_response_body(data, is_end, b"")
 
     def on_reset(self, code: int) -> None:
         http, self.http = self.http, None

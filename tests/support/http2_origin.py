@@ -9,6 +9,7 @@ from typing import Any, Self
 import h2.config
 import h2.connection
 import h2.events
+import h2.settings
 
 Fields = list[tuple[bytes, bytes]]
 
@@ -44,7 +45,11 @@ Answer = Callable[[H2Request], H2Answer | None]
 
 
 class H2Origin:
-    def __init__(self, answer: Answer = lambda _: H2Answer(), *, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, answer: Answer = lambda _: H2Answer(), *, tls: ssl.SSLContext | None = None, opens_tunnels: bool = False
+    ) -> None:
+        """opens_tunnels: extended CONNECT (RFC 8441) is offered, accepted, and echoed until its end."""
+        self.opens_tunnels = opens_tunnels
         self.answer = answer
         self.tls = tls
         self.requests: list[H2Request] = []
@@ -75,6 +80,10 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
         self.origin.connections.append(self)
+        if self.origin.opens_tunnels:
+            self.h2.local_settings = h2.settings.Settings(
+                client=False, initial_values={h2.settings.SettingCodes.ENABLE_CONNECT_PROTOCOL: 1}
+            )
         self.h2.initiate_connection()
         self.flush()
 
@@ -94,17 +103,25 @@ class _Connection(asyncio.Protocol):
             request = H2Request(event.stream_id, list(event.headers))
             self.open[event.stream_id] = request
             self.origin.requests.append(request)
+            if request.header(b":protocol") is not None:
+                self.h2.send_headers(event.stream_id, [(b":status", b"200")])
+                return
             answer = self.origin.answer(request)
             if answer is not None and answer.early and event.stream_ended is None:
                 self.respond(request, answer)
         elif isinstance(event, h2.events.DataReceived):
             self.open[event.stream_id].body += event.data
             self.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+            if self.open[event.stream_id].header(b":protocol") is not None and event.data:
+                self.h2.send_data(event.stream_id, event.data)
         elif isinstance(event, h2.events.TrailersReceived):
             self.open[event.stream_id].trailers = list(event.headers)
         elif isinstance(event, h2.events.StreamEnded):
             request = self.open[event.stream_id]
             request.is_whole = True
+            if request.header(b":protocol") is not None:
+                self.h2.send_data(event.stream_id, b"<bye>", end_stream=True)
+                return
             answer = self.origin.answer(request)
             if answer is not None and not answer.early:
                 self.respond(request, answer)
