@@ -12,6 +12,7 @@ against the grammar, so they cannot contain a line break, and copying the block 
 import re
 from typing import Final
 
+from meshproxy.codec.grpc import content_type
 from meshproxy.errors import RemoteProtocolError
 
 # Body framing of a message, in one int: how many bytes follow, or one of these.
@@ -79,6 +80,7 @@ class RequestHead:
         "body",
         "expects_continue",
         "forwarded_proto",
+        "grpc",
         "has_request_id",
         "is_plain",
         "keeps_alive",
@@ -115,6 +117,8 @@ class RequestHead:
     has_request_id: bool
     is_plain: bool
     """Nothing but Host and perhaps a request id needs attention."""
+    grpc: bytes
+    """The content type where it is gRPC's or gRPC-Web's (codec.grpc.content_type); b"" for everything else."""
     forwarded_proto: bytes
     xfcc: bytes
     """The x-forwarded-client-cert value received; b"" if none."""
@@ -199,7 +203,7 @@ def request_head(data: bytes, at: int = 0) -> RequestHead | None:
     head.keeps_alive = minor == b"1"
     head.body = NO_BODY
     head.has_request_id = head.expects_continue = head.te_trailers = False
-    head.upgrade = head.forwarded_proto = head.xfcc = b""
+    head.upgrade = head.forwarded_proto = head.xfcc = head.grpc = b""
     lowered = head.lowered = block.lower()
     special = _REQUEST_SPECIAL.findall(lowered)
     if len(special) == 1 and special[0][0] == b"host":
@@ -274,6 +278,8 @@ def _request_fields(head: RequestHead, special: list[tuple[bytes, bytes]]) -> by
         if _DIGITS.fullmatch(length) is None:
             raise RemoteProtocolError("http1.invalid_content_length")
         head.body = int(length)
+    if head.body:
+        head.grpc = content_type(head.lowered)
     if options:
         if b"close" in options:
             head.keeps_alive = False

@@ -12,6 +12,7 @@ from http import HTTPStatus
 from typing import Final
 
 from meshproxy.codec.chunked import allowed_trailers
+from meshproxy.codec.grpc import content_type
 from meshproxy.codec.http1 import (
     CHUNKED,
     MAX_HEADERS,
@@ -135,6 +136,7 @@ def request_head(received: Fields, is_end: bool) -> RequestHead:
     head.block = head.received = b"\r\nhost: " + authority + lines.replace(b"\x00", b": ")
     head.lowered = head.block.lower()
     head.length = len(head.block) + len(path) + len(method)
+    head.grpc = content_type(head.lowered)
     if head.body == CHUNKED:
         head.is_plain = False
     return head
