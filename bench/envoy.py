@@ -61,6 +61,24 @@ def outbound_tcp(
     return _start(workspace, [listener], [_cluster(service, tls, "tcp")]), port
 
 
+def outbound_udp(workspace: Workspace, service: Service) -> tuple[Group, int]:
+    port = workspace.port()
+    address = _address("127.0.0.1", port)
+    address["socket_address"]["protocol"] = "UDP"
+    route = {"@type": _TYPES + "filters.udp.udp_proxy.v3.Route", "cluster": service.host}
+    proxy = {
+        "@type": _TYPES + "filters.udp.udp_proxy.v3.UdpProxyConfig",
+        "stat_prefix": "outbound",
+        "matcher": {"on_no_match": {"action": {"name": "route", "typed_config": route}}},
+    }
+    listener = {
+        "name": f"listener-{port}",
+        "address": address,
+        "listener_filters": [{"name": "envoy.filters.udp_listener.udp_proxy", "typed_config": proxy}],
+    }
+    return _start(workspace, [listener], [_cluster(service, None, "tcp")]), port
+
+
 def inbound_tcp(workspace: Workspace, origin_port: int, *, tls: tuple[Certificates, str]) -> tuple[Group, int]:
     port = workspace.port()
     listener = _listener(port, [_tcp_proxy("inbound")], tls, ["istio"])
