@@ -7,6 +7,7 @@ the connection or hides the cause: a connection error for a stream error, a conn
 Where Envoy still differs, ENVOY_DIFFERS says how.
 """
 
+import asyncio
 import contextlib
 import importlib.util
 import json
@@ -15,6 +16,7 @@ import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import hyperframe.frame as h2f
 import pytest
@@ -78,7 +80,10 @@ async def proxy(origin_port: int, protocol: Protocol = Protocol.HTTP) -> AsyncIt
     async with contextlib.AsyncExitStack() as stack:
         if not IS_ENVOY:
             worker = await stack.enter_async_context(LiveWorker())
+            escaped: list[dict[str, Any]] = []
+            asyncio.get_running_loop().set_exception_handler(lambda _, context: escaped.append(context))
             yield worker.listen(worker.cluster([("127.0.0.1", origin_port)]), protocol=protocol)
+            assert not escaped, f"an exception left the proxy: {escaped}"
             return
         route = Route(clusters=(WeightedCluster(cluster_key="a"),))
         table = RouteTable(name="all", virtual_hosts=(VirtualHost(name="all", domains=("*",), routes=(route,)),))
