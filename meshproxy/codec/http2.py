@@ -78,6 +78,8 @@ PREMATURE_AFTER: Final = 100
 """From this many streams on, a connection that resets more than half of them before their answer ends (Envoy)."""
 HIGH_WATER_BYTES: Final = 64 * 1024
 LOW_WATER_BYTES: Final = 16 * 1024
+MAX_QUEUED_BYTES: Final = 1024 * 1024
+"""Waiting in all streams of a connection; beyond it none of them takes more, whatever it has itself (CVE-2019-9517)."""
 
 _NEVER_CLOSED = -1
 _INDEXED_RUN = re.compile(rb"[\x80-\xfe]+").match
@@ -159,7 +161,7 @@ class Http2Stream:
         self.is_peer_ended = False
         self.is_held = False
         """Its data waits here: no window is given back."""
-        self.queue: deque[bytes] | None = None
+        self.queue: deque[bytes | memoryview] | None = None
         self.queued_bytes = 0
         self.ends_after_queue = False
         self.trailers = b""
@@ -178,7 +180,7 @@ class Http2Stream:
         """Both sides have ended it."""
 
     def on_writable(self, is_writable: bool) -> None:
-        """False: more than HIGH_WATER_BYTES wait for the peer's window; True: they have gone."""
+        """False: more than HIGH_WATER_BYTES wait here, or MAX_QUEUED_BYTES in the connection; True: they have gone."""
         raise NotImplementedError
 
 
@@ -199,6 +201,7 @@ class Http2Connection:
         "_glitches_at",
         "_has_settings",
         "_is_client",
+        "_is_full",
         "_is_write_paused",
         "_literals",
         "_memo",
@@ -209,6 +212,7 @@ class Http2Connection:
         "_peer_max_frame",
         "_preface_at",
         "_premature",
+        "_queued_bytes",
         "_receive_window",
         "_reset_by_us",
         "_resets_made",
@@ -258,6 +262,9 @@ class Http2Connection:
         self.allows_connect_protocol = not is_client
         self._blocked: dict[int, Any] = {}
         """Streams with data that no window, or no socket, has room for."""
+        self._queued_bytes = 0
+        self._is_full = False
+        """More than MAX_QUEUED_BYTES wait, and half of them have not gone since."""
         self._is_write_paused = False
         self._answers_bytes = 0
         self._glitches = MAX_GLITCHES
@@ -293,6 +300,10 @@ class Http2Connection:
 
     def _wake(self) -> None:
         """There is output: call take_output() soon, once."""
+        raise NotImplementedError
+
+    def _flush(self) -> None:
+        """There is much of it: write it now."""
         raise NotImplementedError
 
     # ── opening ──
@@ -527,7 +538,7 @@ class Http2Connection:
             self._check_not_idle(stream_id)
             self._glitch()
             return
-        self._blocked.pop(stream_id, None)
+        self._unblock(stream_id)
         if not stream.is_ended:
             self._premature += 1
             opened = self.last_id // 2 + 1
@@ -767,12 +778,17 @@ class Http2Connection:
         if data:
             stream.queue.append(data)
             stream.queued_bytes += length
+            self._queued_bytes += length
         if is_end:
             stream.is_ended = True
             stream.ends_after_queue = True
             stream.trailers = trailers
         self._pump(stream)
-        if stream.queued_bytes > HIGH_WATER_BYTES:
+        if self._queued_bytes > MAX_QUEUED_BYTES and not self._is_full:
+            self._is_full = True
+            for other in list(self.streams.values()):
+                other.on_writable(False)
+        elif stream.queued_bytes > (0 if self._is_full else HIGH_WATER_BYTES):
             stream.on_writable(False)
 
     def _pump(self, stream: Http2Stream, most: int = 1 << 30) -> None:
@@ -782,12 +798,15 @@ class Http2Connection:
             return
         out = self._out
         was_high = stream.queued_bytes > LOW_WATER_BYTES
+        sent = unwritten = 0
+        has_ended = False
         while queue:
             room = min(self._send_window, stream.send_window, self._peer_max_frame, most)
             if room <= 0:
                 break
             data = queue[0]
             if len(data) > room:
+                data = memoryview(data)  # a slice of bytes would copy the rest of 256 KiB for each frame
                 queue[0] = data[room:]
                 data = data[:room]
             else:
@@ -796,10 +815,19 @@ class Http2Connection:
             most -= length
             self._send_window -= length
             stream.send_window -= length
-            stream.queued_bytes -= length
+            sent += length
+            unwritten += length
             self._window_updates_allowed += 20
-            ends = stream.ends_after_queue and not queue and not stream.trailers
-            out.append(frame(DATA, END_STREAM if ends else 0, stream.id, data))
+            has_ended = stream.ends_after_queue and not queue and not stream.trailers
+            out.append(frame(DATA, END_STREAM if has_ended else 0, stream.id, data))
+            if unwritten >= HIGH_WATER_BYTES:
+                # Only what is written tells whether the socket is full: a hundred answers of one loop turn may not be.
+                unwritten = 0
+                self._flush()
+                if self._is_write_paused:
+                    break
+        stream.queued_bytes -= sent
+        self._queued_bytes -= sent
         if not queue:
             stream.queue = None
             self._blocked.pop(stream.id, None)
@@ -807,13 +835,31 @@ class Http2Connection:
                 if stream.trailers:
                     self.send_headers(stream, stream.trailers, True)
                 else:
-                    if not out or not _ends(out[-1], stream.id):
+                    if not has_ended:
                         out.append(frame(DATA, END_STREAM, stream.id, b""))
                     self._ended(stream)
         if out:
             self._wake()
-        if was_high and stream.queued_bytes <= LOW_WATER_BYTES:
+        if self._is_full:
+            self._drain()
+        elif was_high and stream.queued_bytes <= LOW_WATER_BYTES:
             stream.on_writable(True)
+
+    def _drain(self) -> None:
+        """Some of what made the connection full has gone."""
+        if self._queued_bytes <= MAX_QUEUED_BYTES // 2:
+            self._is_full = False
+            for stream in list(self.streams.values()):
+                if stream.queued_bytes <= LOW_WATER_BYTES:
+                    stream.on_writable(True)
+
+    def _unblock(self, stream_id: int) -> None:
+        """What a stream has queued will not go out."""
+        stream = self._blocked.pop(stream_id, None)
+        if stream is not None:
+            self._queued_bytes -= stream.queued_bytes
+            if self._is_full:
+                self._drain()
 
     def _pump_all(self) -> None:
         """Every blocked stream in turn, a piece each, so that one large body does not keep the others waiting."""
@@ -834,7 +880,7 @@ class Http2Connection:
     def reset(self, stream_id: int, code: int) -> None:
         """Send RST_STREAM and forget the stream; its owner knows."""
         stream = self.streams.pop(stream_id, None)
-        self._blocked.pop(stream_id, None)
+        self._unblock(stream_id)
         if stream is not None:
             self._give_back(stream)
         self._reset_by_us[stream_id] = None
@@ -873,6 +919,7 @@ class Http2Connection:
         streams = list(self.streams.values())
         self.streams.clear()
         self._blocked.clear()
+        self._queued_bytes = 0
         for stream in streams:
             stream.on_reset(code)
 
@@ -897,8 +944,3 @@ class Http2Connection:
 
 def frame(kind: int, flags: int, stream_id: int, payload: bytes) -> bytes:
     return b"%b%c%c%b%b" % (len(payload).to_bytes(3, "big"), kind, flags, stream_id.to_bytes(4, "big"), payload)
-
-
-def _ends(sent: bytes, stream_id: int) -> bool:
-    """Whether this frame is DATA that ends the stream."""
-    return sent[3:9] == b"\x00\x01" + stream_id.to_bytes(4, "big")
