@@ -32,8 +32,9 @@ from tests.support.raw_server import RawServer
 
 RATE = 200.0
 """Requests a second of the caller who is served meanwhile."""
-SLOWEST_S = 0.5
-"""Asked of every one of them; attacker, caller and proxy share two processors, so a finer bound would measure those."""
+SLOWEST_S = 2.0
+"""Asked of every one of them; attacker, caller, upstream and proxy share the processors, and a finer bound would
+measure those. The figures tell the rest."""
 WARM_CALLS, BASE_CALLS = 10, 50
 """Of the caller, before an attack: not counted, then the ones to compare with."""
 MIB = bytes(1 << 20)
@@ -112,14 +113,14 @@ class Siege:
         async with Callers(self.port, rate=RATE, connections=8, target="/caller") as callers:
             await until(lambda: len(callers.calls) > WARM_CALLS + BASE_CALLS)
             began, seen = monotonic(), len(self.seen)
-            memory, cpu = private_mib(self.worker), _cpu_s(self.worker)
+            memory, cpu = private_mib(self.worker), self.worker_cpu_s()
             figures = Figures()
             watch = asyncio.create_task(figures.watch(0.02, memory=lambda: private_mib(self.worker)))
             try:
                 yield measured
             finally:
                 watch.cancel()
-            measured.worker_cpu_s = _cpu_s(self.worker) - cpu
+            measured.worker_cpu_s = self.worker_cpu_s() - cpu
             highest = max(figures.highest.get("memory", memory), private_mib(self.worker))
             measured.grown_mib = max(0.0, highest - memory)
             await until(lambda: self.holding == 0)
@@ -139,6 +140,11 @@ class Siege:
         assert measured.caller_failures == 0, callers.failures()[:3]
         assert measured.caller_slowest_ms < SLOWEST_S * 1000
 
+    def worker_cpu_s(self) -> float:
+        """In finer steps than the clock ticks of its `stat`."""
+        tasks = Path(f"/proc/{self.worker}/task").glob("*/schedstat")
+        return sum(int(path.read_text().split()[0]) for path in tasks) / 1e9
+
     async def metric(self, name: str) -> float:
         return await metric(self.proxy, name)
 
@@ -147,8 +153,3 @@ async def _read_all(reader: asyncio.StreamReader) -> None:
     with contextlib.suppress(ConnectionError):
         while await reader.read(65536):
             pass
-
-
-def _cpu_s(pid: int) -> float:
-    """Of a process, in finer steps than the clock ticks of its stat."""
-    return sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9

@@ -5,6 +5,7 @@ proxy's own table (codec.http2). Sources: CVE-2023-44487, CVE-2025-8671, CVE-202
 CVE-2016-6581; RFC 9113 §5 to §8 and §10.5; RFC 7541.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
 import hyperframe.frame as h2f
@@ -26,6 +27,7 @@ from tests.support.http2_client import (
     PRIORITY,
     PROTOCOL_ERROR,
     Http2Client,
+    Stream,
     block,
     data_frame,
     goaway_frame,
@@ -44,6 +46,7 @@ from tests.support.live_worker import until
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 HOLD = request("/hold")
+BIG = request("/big")
 BEGUN = headers_frame(1, b"", end_headers=False)
 LARGE = raw_frame(CONTINUATION, 0, 1, literal(b"a", b"b" * 16_000))
 CALM = {ENHANCE_YOUR_CALM}
@@ -77,6 +80,16 @@ async def read(client: Http2Client, number: int = 0) -> None:
         ),
         "PING to be answered",
     )
+
+
+async def until_settled(siege: Siege) -> None:
+    """The worker has done what there was to do: it is as busy as the caller alone makes it."""
+    used = siege.worker_cpu_s()
+    while True:
+        await asyncio.sleep(0.2)
+        before, used = used, siege.worker_cpu_s()
+        if used - before < 0.03:
+            return
 
 
 # ── streams that are opened to be reset ──
@@ -285,3 +298,47 @@ async def test_settings_by_the_thousand_do_not_work_on_every_stream_each(siege: 
         await send_until_closed(client, ([many] for _ in range(100)), measured)
         await client.expect_goaway(ENHANCE_YOUR_CALM)
     assert measured.worker_cpu_s < 0.1
+
+
+# ── windows ──
+
+
+async def test_a_megabyte_taken_byte_by_byte_costs_a_frame_each_and_no_more(
+    siege: Siege, record_property: Record
+) -> None:
+    """CVE-2019-9511: a window of one byte, opened again and again."""
+    async with (
+        siege.attack(record_property, "dribble") as measured,
+        Http2Client(siege.port, {INITIAL_WINDOW_SIZE: 0}) as client,
+    ):
+        await client.handshake()
+        client.send(headers_frame(1, BIG))
+        body = client.streams.setdefault(1, Stream()).body
+        for taken in range(0, 10_000, 100):
+            client.send(window_frame(1, 1) * 100)
+            measured.frames += 100
+            await client.until(
+                lambda taken=taken: len(client.streams.setdefault(1, Stream()).body) >= taken + 100, "bytes"
+            )
+    assert measured.worker_cpu_s < 0.2
+
+
+@pytest.mark.parametrize("window", [0, 2**31 - 1], ids=["by_window", "by_socket"])
+async def test_answers_that_are_not_taken_wait_at_the_upstream(
+    window: int, siege: Siege, record_property: Record
+) -> None:
+    """CVE-2019-9517: a hundred megabytes are asked for on one connection, and none is read."""
+    async with (
+        siege.attack(record_property, "not_taken") as measured,
+        Http2Client(siege.port, {INITIAL_WINDOW_SIZE: window}) as client,
+    ):
+        await client.handshake()
+        client.send(window_frame(0, 2**31 - 1 - 65535))
+        await read(client)
+        client.transport.pause_reading()
+        client.send(*(headers_frame(i, BIG) for i in range(1, 201, 2)))
+        measured.frames = 100
+        await until(lambda: siege.seen[-100:].count(b"/big") == 100)
+        await until_settled(siege)
+    assert measured.upstream_requests == 100
+    assert measured.grown_mib < 4
