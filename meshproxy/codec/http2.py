@@ -942,5 +942,5 @@ class Http2Connection:
             self._pump_all()
 
 
-def frame(kind: int, flags: int, stream_id: int, payload: bytes) -> bytes:
+def frame(kind: int, flags: int, stream_id: int, payload: bytes | memoryview) -> bytes:
     return b"%b%c%c%b%b" % (len(payload).to_bytes(3, "big"), kind, flags, stream_id.to_bytes(4, "big"), payload)
