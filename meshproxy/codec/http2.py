@@ -819,7 +819,7 @@ class Http2Connection:
             unwritten += length
             self._window_updates_allowed += 20
             has_ended = stream.ends_after_queue and not queue and not stream.trailers
-            out.append(frame(DATA, END_STREAM if has_ended else 0, stream.id, data))
+            out.append(frame(DATA, END_STREAM if has_ended else 0, stream.id, bytes(data)))
             if unwritten >= HIGH_WATER_BYTES:
                 # Only what is written tells whether the socket is full: a hundred answers of one loop turn may not be.
                 unwritten = 0
@@ -942,5 +942,5 @@ class Http2Connection:
             self._pump_all()
 
 
-def frame(kind: int, flags: int, stream_id: int, payload: bytes | memoryview) -> bytes:
+def frame(kind: int, flags: int, stream_id: int, payload: bytes) -> bytes:
     return b"%b%c%c%b%b" % (len(payload).to_bytes(3, "big"), kind, flags, stream_id.to_bytes(4, "big"), payload)
