@@ -126,6 +126,29 @@ class RequestHead:
     received: bytes
     """All field lines as they came in, hop-by-hop fields included: what routes may ask about."""
 
+    def with_request_id(self, request_id: bytes) -> "RequestHead":
+        """The same request under an id that this head does not have yet."""
+        head = RequestHead()
+        head.method = self.method
+        head.path = self.path
+        head.authority = self.authority
+        head.minor = self.minor
+        head.body = self.body
+        head.keeps_alive = self.keeps_alive
+        head.expects_continue = self.expects_continue
+        head.upgrade = self.upgrade
+        head.te_trailers = self.te_trailers
+        head.is_plain = self.is_plain
+        head.forwarded_proto = self.forwarded_proto
+        head.xfcc = self.xfcc
+        line = b"\r\nx-request-id: " + request_id
+        head.block = self.block + line
+        head.received = self.received + line
+        head.lowered = self.lowered + line
+        head.length = self.length + len(line)
+        head.has_request_id = True
+        return head
+
     def headers(self) -> list[tuple[bytes, bytes]]:
         """(lower-case name, value) of what is forwarded, in order; not on the plain path."""
         return fields(self.block)

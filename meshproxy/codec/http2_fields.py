@@ -242,6 +242,8 @@ def response_head(received: Fields, is_head_request: bool, is_end: bool) -> Resp
 
 def trailers(received: Fields) -> bytes:
     """Trailer fields as lines that each end in CRLF; those a trailer must not hold are left out."""
+    if any(name in _OF_A_CONNECTION for name, _, _ in received):
+        raise _malformed("connection_field")
     return allowed_trailers(_lines(received).replace(b"\x00", b": ")[2:] + b"\r\n") if received else b""
 
 

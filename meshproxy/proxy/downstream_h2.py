@@ -18,6 +18,7 @@ from meshproxy.codec.http2 import Http2Connection, Http2Error, Http2Stream, Stre
 from meshproxy.codec.http2_fields import from_block, from_trailers, request_head, trailers
 from meshproxy.errors import RemoteProtocolError
 from meshproxy.model.response_flag import ResponseFlag
+from meshproxy.proxy.grpc import GrpcStream
 from meshproxy.proxy.http_stream import HttpStream
 from meshproxy.proxy.listener_runtime import ListenerRuntime, PeerContext
 from meshproxy.proxy.local_reply import LocalReply, protocol_error
@@ -41,6 +42,8 @@ MAX_KNOWN_BYTES = 512 * 1024
 """Of the requests' blocks and heads together."""
 
 _GOODBYE = b"goodbye!"
+_LITERAL_REQUEST_ID = b"\x10\x0cx-request-id\x24"
+"""How upstream.connection_h2 writes an id, last in its block: 36 bytes follow."""
 _literals: dict[bytes, bytes] = {}
 """Lines that change with every answer → their encoding, which refers to no table and so serves every connection."""
 _stateless = Encoder()
@@ -177,19 +180,22 @@ class DownstreamH2(Http2Connection, asyncio.Protocol):
         key = (block, is_end)
         head = self._memo.get(key)
         refused: RemoteProtocolError | None = None
+        if head is None and block[-51:-36] == _LITERAL_REQUEST_ID:
+            head = self._with_request_id(block, is_end)
+        fields = self.decode(block) if head is None else []
+        if not self._opened_by_peer(stream_id):
+            return
         if head is None:
-            fields = self.decode(block)
-            if not self._opened_by_peer(stream_id):
-                return
             try:
                 head = request_head(fields, is_end)
             except RemoteProtocolError as error:
                 refused = error
             else:
                 if http2.changes_no_table(block):
-                    self._know(key, head)
-        elif not self._opened_by_peer(stream_id):
-            return
+                    if block[-51:-36] == _LITERAL_REQUEST_ID and fields[-1][0] == b"x-request-id":
+                        self._know((block[:-51], is_end), request_head(fields[:-1], is_end))
+                    else:
+                        self._know(key, head)
         if stream_id > self._last_served:
             self._reset_by_us[stream_id] = None
             return
@@ -219,6 +225,18 @@ class DownstreamH2(Http2Connection, asyncio.Protocol):
             memo.clear()
         else:
             memo[key] = head
+
+    def _with_request_id(self, block: bytes, is_end: bool) -> RequestHead | None:
+        """The head of a block that ends in an id as our own upstreams write it: all before it is likely to be known.
+
+        None where it is not; the block is to be decoded then.
+        """
+        request_id = block[-36:]
+        known = self._memo.get((block[:-51], is_end))
+        if known is None or known.has_request_id or not request_id.replace(b"-", b"").isalnum():
+            return None
+        head: RequestHead = known.with_request_id(request_id)
+        return head
 
     def _on_trailers(self, stream: "DownstreamStream", block: bytes, is_end: bool) -> None:
         fields = self.decode(block)
@@ -371,7 +389,7 @@ class DownstreamStream(Http2Stream):
         self.transport = connection.transport
         self.protocol = "HTTP/2"
         self.deadline = NEVER
-        self.http = HttpStream(self, connection.listener, connection.peer)
+        self.http: HttpStream = HttpStream(self, connection.listener, connection.peer)
 
     def start(self, head: RequestHead, now: float) -> None:
         self.deadline = NEVER
@@ -379,6 +397,9 @@ class DownstreamStream(Http2Stream):
         self._is_head_request = head.method == b"HEAD"
         self._early = b""
         self._waiting: RequestHead | None = None
+        if head.grpc and not self.http.knows_grpc:
+            self.http.down = _GONE
+            self.http = GrpcStream(self, self.connection.listener, self.connection.peer)
         self.connection.listener.state.timed.add(self)
         if head.body > 0:
             self.expected = head.body
