@@ -181,6 +181,8 @@ async def test_6_9_1_stream_that_is_reset_while_the_connection_has_no_window_hol
         await body_is(client, 65_535)
         client.send(rst_frame(1), headers_frame(3, request("/")), window_frame(0, 9))
         assert (await client.response(3)).body == b"ok"
+        client.send(window_frame(0, 1_000_000))
+        await body_is(client, 65_535)  # §6.4: nothing more of a stream that we reset
 
 
 async def test_6_9_1_frames_are_no_larger_than_we_allow_nor_than_the_window() -> None:

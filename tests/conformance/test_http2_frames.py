@@ -11,6 +11,7 @@ from tests.conformance.http2_peer import (
     answered,
     connection_error,
     either_error,
+    error_or_ignored,
     ignored,
     params,
     read,
@@ -158,6 +159,13 @@ def data() -> Iterator[Case]:
     yield Case("6.1", "pad_length_is_the_payload's", (BAD_POST, padded(DATA, END_STREAM, 1, b"body", 0, says=5)), error)
     yield Case("6.1", "pad_length_is_more", (BAD_POST, padded(DATA, END_STREAM, 1, b"body", 0, says=6)), error)
     yield Case("6.1", "pad_length_255_of_1_byte", (BAD_POST, padded(DATA, END_STREAM, 1, b"", 0, says=255)), error)
+    # A receiver MAY mind.
+    yield Case(
+        "6.1",
+        "padding_that_is_not_zero",
+        (POST, raw_frame(DATA, END_STREAM | PADDED, 1, b"\x03body\0\1\0")),
+        error_or_ignored(1, connection=(PROTOCOL_ERROR,)),
+    )
     yield Case("6.1", "empty_data_that_ends_the_stream", (POST, data_frame(1)), serves(1))
     yield Case("6.1", "empty_data_before_data", (POST, data_frame(1, b"", False), data_frame(1, b"body")), serves(1))
 
@@ -180,6 +188,12 @@ def headers() -> Iterator[Case]:
         "headers_that_are_all_padding_and_a_continuation",
         (padded(HEADERS, END_STREAM, 1, b"", 9), raw_frame(CONTINUATION, END_HEADERS, 1, GET)),
         serves(1),
+    )
+    yield Case(
+        "6.2",
+        "padding_that_is_not_zero",
+        (raw_frame(HEADERS, ends | PADDED, 1, b"\x03" + GET + b"\0\1\0"),),
+        error_or_ignored(1, connection=(PROTOCOL_ERROR,)),
     )
     for name, says in (("is_the_payload's", len(BAD) + 1), ("is_more", len(BAD) + 2), ("is_255", 255)):
         yield Case("6.2", f"pad_length_{name}", (padded(HEADERS, ends, 1, BAD, 0, says=says),), error)
