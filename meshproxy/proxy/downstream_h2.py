@@ -54,6 +54,7 @@ class DownstreamH2(Http2Connection, asyncio.Protocol):
         "_free",
         "_goodbye_at",
         "_headers_since",
+        "_idle_since",
         "_is_going",
         "_is_waking",
         "_known_bytes",
@@ -82,6 +83,7 @@ class DownstreamH2(Http2Connection, asyncio.Protocol):
         self._last_served = http2.MAX_WINDOW
         """Streams above it are not served any more: the peer has been told."""
         self._headers_since = 0.0
+        self._idle_since = 0.0
         self._settings_due = NEVER
 
     # ── asyncio's side ──
@@ -98,7 +100,8 @@ class DownstreamH2(Http2Connection, asyncio.Protocol):
         transport.set_write_buffer_limits(HIGH_WATER_BYTES, LOW_WATER_BYTES)
         self.listener.connections.add(self)
         self.listener.state.timed.add(self)
-        self.deadline = self._settings_due = monotonic() + SETTINGS_TIMEOUT_S
+        self._idle_since = monotonic()
+        self.deadline = self._settings_due = self._idle_since + SETTINGS_TIMEOUT_S
         self.start()
         if self.listener.state.is_draining:
             self.drain()
@@ -133,7 +136,7 @@ class DownstreamH2(Http2Connection, asyncio.Protocol):
         else:
             self._headers_since = 0.0
             if not self.streams:
-                self._rest(now)
+                self._rest(self._idle_since)  # frames that open no stream do not keep a connection
 
     def pause_writing(self) -> None:
         self.pause_output()
@@ -302,15 +305,15 @@ class DownstreamH2(Http2Connection, asyncio.Protocol):
             self._flush()
             self.transport.close()
 
-    def _rest(self, now: float) -> None:
+    def _rest(self, since: float) -> None:
         """No stream is open."""
         if self._is_going and self._goodbye_at is NEVER:
             self._flush()
-            self.deadline = now + FLUSH_TIMEOUT_S
+            self.deadline = since + FLUSH_TIMEOUT_S
             self.transport.close()
             return
         idle_timeout_s = self.listener.listener.idle_timeout_s
-        idle_at = now + idle_timeout_s if idle_timeout_s is not None else NEVER
+        idle_at = since + idle_timeout_s if idle_timeout_s is not None else NEVER
         self.deadline = min(idle_at, self._goodbye_at, self._settings_due if self.awaits_settings else NEVER)
 
     def stream_over(self, stream: "DownstreamStream") -> None:
@@ -321,7 +324,8 @@ class DownstreamH2(Http2Connection, asyncio.Protocol):
         else:
             stream.http.down = _GONE  # each names the other: cut, so that reference counts free both
         if not self.streams and not self.is_dead:
-            self._rest(self._now)
+            self._idle_since = monotonic()
+            self._rest(self._idle_since)
 
     def held_bytes(self) -> int:
         """What waits here: answers not taken, bodies without a connection."""
