@@ -49,11 +49,12 @@ MAX_CONNECT_ATTEMPTS = 3
 class UdpFlows:
     """What the sessions of one listener share."""
 
-    __slots__ = ("buffer", "by_descriptor", "by_downstream", "listener", "on_empty", "poller", "sock")
+    __slots__ = ("buffer", "by_descriptor", "by_downstream", "listener", "on_empty", "poller", "send_to", "sock")
 
     def __init__(self, sock: socket.socket, listener: ListenerRuntime) -> None:
         self.sock = sock
         """The listener's: answers leave by it."""
+        self.send_to = sock.sendto
         self.listener = listener
         # An epoll set of our own, which the loop sees as one descriptor: one call names all sessions that are readable.
         # The loop's own readers would do as well, but uvloop drops one whose descriptor reports an error, and an error
@@ -80,6 +81,8 @@ class UdpSession:
         "_key",
         "_looked",
         "_moved_at",
+        "_receive",
+        "_send",
         "_series",
         "_source",
         "_started",
@@ -105,9 +108,9 @@ class UdpSession:
         self._source = source
         self.downstream = downstream
         self.cluster_key = cluster_key
-        self.cluster: ClusterRuntime | None = None
-        self.endpoint: EndpointRuntime | None = None
-        self.sock: socket.socket | None = None
+        self.cluster: ClusterRuntime = None  # type: ignore[assignment]  # begin() finds these
+        self.endpoint: EndpointRuntime = None  # type: ignore[assignment]
+        self.sock: socket.socket = None  # type: ignore[assignment]
         self.datagrams = self.received = 0
         """From the downstream: how many, and their bytes."""
         self.answers = self.sent = 0
@@ -115,7 +118,7 @@ class UdpSession:
         self.deadline = NEVER
         self._accounted = (0, 0, 0, 0)
         self._looked = (0, 0)
-        self._series: TcpSeries | None = None
+        self._series: TcpSeries = None  # type: ignore[assignment]
         self._attempts = 0
         self._failure_reason: str | None = None
         self._flag = ResponseFlag.NONE.value
@@ -175,82 +178,72 @@ class UdpSession:
         self._moved_at = now
         self.deadline = now + min(LOOK_EVERY_S, idle_timeout_s)
         self._account()
-        endpoint, cluster = self.endpoint, self.cluster
-        assert endpoint is not None and cluster is not None
+        endpoint = self.endpoint
         if moved[1] == before[1] and moved[0] - before[0] >= SILENT_DATAGRAMS and endpoint.has_answered:
             endpoint.rq_error += 1
             self._failure_reason = "no answer"
-            self.flows.listener.state.report(cluster.key, endpoint.key, TIMED_OUT)
+            self.flows.listener.state.report(self.cluster.key, endpoint.key, TIMED_OUT)
 
     def _idle_timeout_s(self) -> float:
-        cluster = self.cluster
-        return (cluster.cluster.idle_timeout_s if cluster is not None else None) or IDLE_TIMEOUT_S
+        return self.cluster.cluster.idle_timeout_s or IDLE_TIMEOUT_S
 
     # ── datagrams ──
 
     def forward(self, data: memoryview) -> None:
         """One datagram from the downstream."""
         endpoint = self.endpoint
-        assert endpoint is not None
         if endpoint.is_ejected or endpoint.is_unhealthy or endpoint.is_removed:
             self._move()
             if self._is_over:
                 return
         self.datagrams += 1
         self.received += len(data)
-        assert self.sock is not None
         try:
-            self.sock.send(data)
+            self._send(data)
         except OSError as error:
             self._on_send_error(error, data)
 
     def on_readable(self) -> None:
         """One datagram, or one error, from the endpoint; the poller says so again while there are more."""
-        flows, sock = self.flows, self.sock
-        assert sock is not None
+        flows = self.flows
         try:
-            size = sock.recv_into(flows.buffer)
+            size = self._receive(flows.buffer)
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
             self._on_upstream_error(error)
             return
         endpoint = self.endpoint
-        assert endpoint is not None
         if endpoint.is_suspect:
-            self.flows.listener.state.report(endpoint.cluster.key, endpoint.key, CONNECTED)
+            flows.listener.state.report(endpoint.cluster.key, endpoint.key, CONNECTED)
         endpoint.has_answered = True
         try:
             if self._source is None:
-                flows.sock.sendto(flows.buffer[:size], self.downstream)
+                flows.send_to(flows.buffer[:size], self.downstream)
             else:
                 flows.sock.sendmsg((flows.buffer[:size],), self._source, 0, self.downstream)
         except OSError:  # the buffer is full, or the downstream cannot be reached: datagrams get lost
-            self.flows.listener.counters.udp_downstream_sess_tx_errors += 1
+            flows.listener.counters.udp_downstream_sess_tx_errors += 1
             return
         self.answers += 1
         self.sent += size
 
     def _on_send_error(self, error: OSError, data: memoryview) -> None:
-        cluster = self.cluster
-        assert cluster is not None
         if error.errno in _UNREACHABLE:
             # What an earlier datagram met is told to this one, which has not left yet.
             self._on_upstream_error(error)
             if self._is_over:
                 return
-            assert self.sock is not None
             try:
-                self.sock.send(data)
+                self._send(data)
             except OSError:
                 pass
             else:
                 return
-        cluster.counters.udp_sess_tx_errors += 1
+        self.cluster.counters.udp_sess_tx_errors += 1
 
     def _on_upstream_error(self, error: OSError) -> None:
         endpoint, cluster = self.endpoint, self.cluster
-        assert endpoint is not None and cluster is not None
         cluster.counters.udp_sess_rx_errors += 1
         if error.errno in _UNREACHABLE:
             endpoint.rq_error += 1
@@ -304,8 +297,10 @@ class UdpSession:
             if error.errno not in HOST_EXHAUSTED:
                 listener.state.report(cluster.key, endpoint.key, CONNECT_FAILED)
             return False
-        self._detach()
+        if self.sock is not None:
+            self._detach()
         self.sock, self.cluster, self.endpoint = sock, cluster, endpoint
+        self._send, self._receive = sock.send, sock.recv_into
         descriptor = sock.fileno()
         self.flows.by_descriptor[descriptor] = self
         self.flows.poller.register(descriptor, select.EPOLLIN)
@@ -326,32 +321,26 @@ class UdpSession:
         return True
 
     def _detach(self) -> None:
-        """Leave the endpoint, if there is one; what moved so far is counted as its own."""
+        """Leave the endpoint; what moved so far is counted as its own."""
         endpoint, cluster, sock = self.endpoint, self.cluster, self.sock
-        if endpoint is None or cluster is None or sock is None:
-            return
         self._account()
         del self.flows.by_descriptor[sock.fileno()]
         sock.close()  # leaves the poller with it
-        self.sock = None
         endpoint.connections.discard(self)
         endpoint.active_requests -= 1
         cluster.counters.upstream_cx_active -= 1
         cluster.connection_closed()
-        if self._series is not None:
-            self._series.closed += 1
+        self._series.closed += 1
 
     def _move(self, failed: EndpointRuntime | None = None) -> None:
         """To another endpoint, if there is a better one. Without any, one that is there still stays."""
         endpoint = self.endpoint
-        assert endpoint is not None
         cluster = self.flows.listener.workload.cluster(self.cluster_key)
         now = monotonic()
-        found: Any = None
         if cluster is not None:
-            found = cluster.balancer.pick(now) if failed is None else cluster.pick_avoiding(now, {failed})
-        if cluster is not None and found is not None and found is not endpoint:
-            if (found.is_available or endpoint.is_removed) and self._connect(cluster, found):
+            found: Any = cluster.balancer.pick(now) if failed is None else cluster.pick_avoiding(now, {failed})
+            is_better = found is not None and found is not endpoint and (found.is_available or endpoint.is_removed)
+            if is_better and self._connect(cluster, found):
                 return
         if endpoint.is_removed:
             self.end()
@@ -359,8 +348,6 @@ class UdpSession:
     def _account(self) -> None:
         """Hand what moved since the last time to the counters: here, because per datagram it would cost more."""
         cluster, series = self.cluster, self._series
-        if cluster is None or series is None:
-            return
         now = (self.datagrams, self.received, self.answers, self.sent)
         before, self._accounted = self._accounted, now
         datagrams, received = now[0] - before[0], now[1] - before[1]
@@ -426,8 +413,8 @@ class UdpSession:
                 None,
                 None,
                 None,
-                endpoint.key if endpoint is not None else None,
-                cluster.cluster.name if cluster is not None else None,
+                endpoint.key,
+                cluster.cluster.name,
                 None,  # addresses, server name, route
                 None,
                 written(self.downstream),
