@@ -158,7 +158,7 @@ class Publisher:
         """The snapshot without the listeners that cannot be had now; they are tried again later."""
         failures: dict[str, str] = {}
         for name, listener in snapshot.listeners.items():
-            why_not = self._sockets.bind(listener.socket_address)
+            why_not = self._sockets.bind(listener.socket_address, is_quic=listener.is_quic)
             if why_not is not None:
                 failures[name] = why_not
                 if self.bind_failures.get(name) != why_not and self.on_failed_start is None:

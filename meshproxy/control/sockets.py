@@ -19,6 +19,7 @@ BACKLOG = 4096
 """net.core.somaxconn caps it."""
 
 _SO_ATTACH_FILTER = 26
+_SO_ATTACH_REUSEPORT_CBPF = 51
 """Not in Python's socket module; asm-generic/socket.h."""
 
 Keep = Callable[[SocketAddress, int, socket.socket], None]
@@ -55,8 +56,11 @@ class ListeningSockets:
         sockets = self._sockets[address]
         return sockets[0 if address.is_unix else slot]
 
-    def bind(self, address: SocketAddress) -> str | None:
-        """None once the address is bound (also where it was already); else one sentence that says why not."""
+    def bind(self, address: SocketAddress, *, is_quic: bool = False) -> str | None:
+        """None once the address is bound (also where it was already); else one sentence that says why not.
+
+        is_quic: datagrams go to the slot that their connection id names, not to one that their addresses choose.
+        """
         if address in self._sockets:
             return None
         bound: dict[int, socket.socket] = {}
@@ -71,6 +75,8 @@ class ListeningSockets:
                     bind(address, shares=False).close()
                 for slot in range(self._slots):
                     bound[slot] = bind(address, shares=True)
+                if is_quic and self._slots > 1:
+                    _steer(bound[0], self._slots)
         except OSError as error:
             for sock in bound.values():
                 sock.close()
@@ -122,6 +128,29 @@ def _drop_syns(sock: socket.socket) -> None:
 def bind_one(address: SocketAddress) -> socket.socket:
     """A listening socket of the control process's own (admin, metrics). OSError where it cannot be had."""
     return _bind_tcp(address, shares=False, listens=True)
+
+
+def _steer(sock: socket.socket, slots: int) -> None:
+    """Choose among the SO_REUSEPORT sockets of this address by the first byte of a QUIC connection id.
+
+    On UDP the filter begins at the payload; the id is at byte 6 of a long header and at byte 1 of a short one. Sockets
+    count in the order in which they were bound. Random ids, with which clients begin, spread over all of them.
+    """
+    program = ctypes.create_string_buffer(
+        b"".join(
+            struct.pack("=HBBI", *instruction)
+            for instruction in (
+                (0x30, 0, 0, 0),  # ldb [0]
+                (0x45, 0, 2, 0x80),  # jset #0x80: long header
+                (0x30, 0, 0, 6),  # ldb [6]
+                (0x05, 0, 0, 1),  # ja
+                (0x30, 0, 0, 1),  # ldb [1]
+                (0x94, 0, 0, slots),  # mod #slots
+                (0x16, 0, 0, 0),  # ret a
+            )
+        )
+    )
+    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_REUSEPORT_CBPF, struct.pack("@HP", 7, ctypes.addressof(program)))
 
 
 def _bind_tcp(address: SocketAddress, *, shares: bool, listens: bool | None = None) -> socket.socket:

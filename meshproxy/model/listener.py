@@ -56,7 +56,7 @@ class Listener:
     """One bound address. Equality decides whether a reload touches it."""
 
     name: str
-    """`<bind>_<port>`, as Istio names them, and `_udp` after it for UDP; unique in the snapshot."""
+    """`<bind>_<port>`, as Istio names them, and `_udp` or `_quic` after it; unique in the snapshot."""
     address: str
     """IP literal or unix socket path."""
     port: int
@@ -76,11 +76,15 @@ class Listener:
     idle_timeout_s: float | None = 3600.0
     """None: never; for UDP: the cluster's."""
     max_connections: int | None = None
+    is_quic: bool = False
+    """HTTP/3: a UDP socket, beside the TCP listener of the same address that has `advertises_quic`."""
+    advertises_quic: bool = False
+    """Answers say that HTTP/3 is to be had on the same port (alt-svc)."""
     source: str = field(default="", compare=False)
 
     @property
     def socket_address(self) -> SocketAddress:
-        return SocketAddress(self.address, self.port, self.protocol is Protocol.UDP)
+        return SocketAddress(self.address, self.port, self.is_quic or self.protocol is Protocol.UDP)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ from meshproxy.model.workload import UNKNOWN_WORKLOAD, WorkloadLabels
 from meshproxy.route.table import CompiledTable
 from meshproxy.telemetry.recorder import HttpSeries, ListenerCounters, TcpSeries, http_labels, tcp_labels
 from meshproxy.tls.context import gateway_context
-from meshproxy.tls.verify import IdentityRefused, peer_identity, xfcc_element
+from meshproxy.tls.verify import IdentityRefused, PeerCertificate, peer_identity, xfcc_element
 from meshproxy.upstream.cluster_runtime import EndpointRuntime, WorkloadRuntime
 from meshproxy.upstream.worker_state import WorkerState
 
@@ -28,7 +28,7 @@ class PeerContext:
     1000, so that number + status is a key.
     """
 
-    __slots__ = ("is_mtls", "labels", "number", "principal", "xfcc")
+    __slots__ = ("_of_grpc", "grpc_status", "is_mtls", "labels", "number", "principal", "protocol", "xfcc")
 
     _next_number = 1000
 
@@ -38,8 +38,21 @@ class PeerContext:
         self.xfcc = xfcc
         """The x-forwarded-client-cert element to add; b"" on plaintext."""
         self.is_mtls = is_mtls
+        self.protocol = "http"
+        self.grpc_status = ""
         self.number = PeerContext._next_number
         PeerContext._next_number += 1000
+        self._of_grpc: dict[int | None, PeerContext] = {}
+
+    def of_grpc(self, status: int | None) -> "PeerContext":
+        """The same peer, to metrics: as the downstream of gRPC calls that ended with this grpc-status (None: without).
+        Few statuses are known (codec.grpc), so few contexts are made."""
+        context = self._of_grpc.get(status)
+        if context is None:
+            context = self._of_grpc[status] = PeerContext(self.principal, self.labels, self.xfcc, self.is_mtls)
+            context.protocol = "grpc"
+            context.grpc_status = "" if status is None else str(status)
+        return context
 
 
 class ListenerRuntime:
@@ -124,29 +137,40 @@ class ListenerRuntime:
         ssl_object = transport.get_extra_info("ssl_object")
         if ssl_object is None:
             return self.plain_peer
+        try:
+            return self.identify(ssl_object.getpeercert(), ssl_object.getpeercert(True))
+        except IdentityRefused as refusal:
+            self.refuse_peer(refusal)
+            transport.abort()
+            return None
+
+    def identify(self, certificate: PeerCertificate | None, der: bytes | None) -> PeerContext:
+        """Who showed this certificate, whose chain is verified; IdentityRefused where it may not come in."""
         tls = self.listener.tls
-        certificate = ssl_object.getpeercert()
-        der = ssl_object.getpeercert(True)
         if tls is not None and tls.mode is not ServerTlsMode.ISTIO_MUTUAL:
             if not certificate:
                 return self.plain_peer
             return self.peer("", xfcc_element("", der, certificate))
         own = self.workload.workload
-        try:
-            identity = peer_identity(certificate, own.trust_domain, der=der, now=time())
-        except IdentityRefused as refusal:
-            self.counters.ssl_fail_verify_error += 1
-            self.state.counters.protocol_error(refusal.detail)
-            log.warning("%s: refused a peer: %s", self.listener.name, refusal)
-            transport.abort()
-            return None
+        identity = peer_identity(certificate, own.trust_domain, der=der, now=time())
         return self.peer(str(identity), xfcc_element(str(own.identity), der, certificate))
+
+    def refuse_peer(self, refusal: IdentityRefused) -> None:
+        self.counters.ssl_fail_verify_error += 1
+        self.state.counters.protocol_error(refusal.detail)
+        log.warning("%s: refused a peer: %s", self.listener.name, refusal)
 
     def http_series(
         self, peer: PeerContext, endpoint: EndpointRuntime | None, cluster: Cluster | None, status: int, flag: str
     ) -> HttpSeries:
         """The series of one kind of request; slow, so callers keep what they get."""
-        labels = http_labels(**self._labels(peer, endpoint, cluster), response_code=str(status), response_flags=flag)
+        labels = http_labels(
+            **self._labels(peer, endpoint, cluster),
+            protocol=peer.protocol,
+            response_code=str(status),
+            grpc_status=peer.grpc_status,
+            response_flags=flag,
+        )
         return self.state.recorder.http_series(labels)
 
     def tcp_series(

@@ -13,7 +13,7 @@ import socket
 import sys
 from dataclasses import replace
 from time import monotonic, perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvloop
 
@@ -35,6 +35,9 @@ from meshproxy.upstream.worker_state import MIN_SWEEP_GAP_S, SWEEP_INTERVAL_S, W
 from meshproxy.worker.memory_guard import MemoryGuard
 from meshproxy.worker.stall_watch import StallWatch
 
+if TYPE_CHECKING:
+    from meshproxy.listener.quic import QuicListener
+
 log = logging.getLogger(__name__)
 
 STALL_S = 0.1
@@ -44,8 +47,9 @@ STALL_S = 0.1
 class Worker:
     """Everything of one worker. Messages go in through `on_message`; the rest happens on the loop."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, slot: int = 0) -> None:
         self.loop = loop
+        self.slot = slot
         self.state = WorkerState(loop, Recorder())
         self.state.send_results = self._send_results
         self.memory = MemoryGuard(self.state)
@@ -53,7 +57,7 @@ class Worker:
         self.workloads: dict[str, WorkloadRuntime] = {}
         self.tables: dict[str, CompiledTable] = {}
         self.peers: dict[str, WorkloadLabels] = {}
-        self.listeners: dict[str, TcpListener | UdpListener] = {}
+        self.listeners: dict[str, TcpListener | UdpListener | QuicListener] = {}
         self.certificates: dict[str, Bundle] = {}
         self.retired: list[ListenerRuntime] = []
         """Listeners that no longer accept and still have connections."""
@@ -224,8 +228,15 @@ class Worker:
         self._close_listener(spec.name)
         table = self.tables.get(spec.route_table) if spec.route_table is not None else None
         runtime = ListenerRuntime(spec, table, workload, self.state, self.peers)
-        kind = UdpListener if spec.protocol is Protocol.UDP else TcpListener
-        self.listeners[spec.name] = kind(socket.socket(fileno=descriptor), runtime)
+        sock = socket.socket(fileno=descriptor)
+        if spec.is_quic:
+            from meshproxy.listener.quic import QuicListener  # 15 MiB that other workers do without
+
+            self.listeners[spec.name] = QuicListener(sock, runtime, self.slot)
+        elif spec.protocol is Protocol.UDP:
+            self.listeners[spec.name] = UdpListener(sock, runtime)
+        else:
+            self.listeners[spec.name] = TcpListener(sock, runtime)
         if self.state.is_draining:
             self.listeners[spec.name].pause()
 
@@ -309,7 +320,7 @@ class Worker:
         """Accept no more, say goodbye on every answer, and (exits) end when nothing is in flight."""
         self.state.is_draining = True
         for listener in self.listeners.values():
-            if isinstance(listener, UdpListener):
+            if not isinstance(listener, TcpListener):
                 listener.drain()
                 continue
             listener.close()  # not merely paused: who connects now must be refused, not left in a queue
@@ -446,7 +457,7 @@ def main(channel_socket: socket.socket, slot: int) -> None:
     asyncio.set_event_loop(loop)
     # Connections make few cycles (each breaks its own on close); the default threshold walks the heap far too often.
     gc.set_threshold(20_000, 20, 100)
-    worker = Worker(loop, channel_socket)
+    worker = Worker(loop, channel_socket, slot)
     worker.stall_watch = StallWatch()
     try:
         loop.run_until_complete(worker.stopped)

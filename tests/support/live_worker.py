@@ -185,6 +185,32 @@ class LiveWorker:
         self.put(m.PutRouteTable(table), m.PutListener(listener), sockets=[sock])
         return port
 
+    def listen_quic(self, cluster_key: str, *, routes: tuple[Route, ...] | None = None, **fields: Any) -> int:
+        """Put a QUIC listener on a free port that sends everything to the cluster; returns the port."""
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        weighted = (WeightedCluster(cluster_key=cluster_key),)
+        table = RouteTable(
+            name=f"table-{port}_quic",
+            virtual_hosts=(VirtualHost(name="all", domains=("*",), routes=routes or (Route(clusters=weighted),)),),
+        )
+        listener = Listener(
+            **{
+                "name": f"127.0.0.1_{port}_quic",
+                "address": "127.0.0.1",
+                "port": port,
+                "direction": Direction.GATEWAY,
+                "workload_id": "default/app",
+                "protocol": Protocol.HTTP,
+                "route_table": table.name,
+                "is_quic": True,
+                **fields,
+            }
+        )
+        self.put(m.PutRouteTable(table), m.PutListener(listener), sockets=[sock])
+        return port
+
     def listen_udp(
         self,
         cluster_key: str | None,
