@@ -15,17 +15,28 @@ import pytest_asyncio
 from tests.faults.traffic import Record
 from tests.hostile.siege import Measured, Siege
 from tests.support.http2_client import (
+    ACK,
     CANCEL,
     COMPRESSION_ERROR,
     CONTINUATION,
     DATA,
     END_HEADERS,
     ENHANCE_YOUR_CALM,
+    FLOW_CONTROL_ERROR,
+    FRAME_SIZE_ERROR,
+    GOAWAY,
+    HEADERS,
     INITIAL_WINDOW_SIZE,
     NO_ERROR,
     PADDED,
+    PING,
+    PREFACE,
     PRIORITY,
     PROTOCOL_ERROR,
+    PUSH_PROMISE,
+    RST_STREAM,
+    SETTINGS,
+    WINDOW_UPDATE,
     Http2Client,
     Stream,
     block,
@@ -41,13 +52,14 @@ from tests.support.http2_client import (
     settings_frame,
     window_frame,
 )
-from tests.support.live_worker import until
+from tests.support.live_worker import exchange, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 HOLD = request("/hold")
 BIG = request("/big")
 BEGUN = headers_frame(1, b"", end_headers=False)
+BEGUN_LATER = headers_frame(1001, b"", end_headers=False)
 LARGE = raw_frame(CONTINUATION, 0, 1, literal(b"a", b"b" * 16_000))
 CALM = {ENHANCE_YOUR_CALM}
 
@@ -340,3 +352,80 @@ async def test_answers_that_are_not_taken_wait_at_the_upstream(
         await until_settled(siege)
     assert measured.upstream_requests == 100
     assert measured.grown_mib < 4
+
+
+# ── broken connections ──
+
+OVER = 2**31 - 1
+BROKEN: list[tuple[str, bytes, set[int]]] = [
+    ("window_of_the_connection_twice", window_frame(0, OVER) * 2, {FLOW_CONTROL_ERROR}),
+    ("window_of_the_connection_by_nothing", window_frame(0, 0), {PROTOCOL_ERROR}),
+    ("initial_window_of_2_gib", settings_frame({INITIAL_WINDOW_SIZE: 2**31}), {FLOW_CONTROL_ERROR}),
+    (
+        "initial_window_over_one_in_use",
+        window_frame(1, OVER - 70_000) + settings_frame({4: OVER}),
+        {FLOW_CONTROL_ERROR},
+    ),
+    ("data_within_a_block", BEGUN_LATER + data_frame(1), {PROTOCOL_ERROR}),
+    ("ping_within_a_block", BEGUN_LATER + ping_frame(), {PROTOCOL_ERROR}),
+    ("another_block_within_a_block", BEGUN_LATER + headers_frame(1003, HOLD), {PROTOCOL_ERROR}),
+    ("continuation_of_another_stream", BEGUN_LATER + raw_frame(CONTINUATION, 4, 1003), {PROTOCOL_ERROR}),
+    ("continuation_of_nothing", raw_frame(CONTINUATION, 4, 1), {PROTOCOL_ERROR}),
+    ("an_even_stream", headers_frame(1002, HOLD), {PROTOCOL_ERROR}),
+    ("stream_0", headers_frame(0, HOLD), {PROTOCOL_ERROR}),
+    ("a_stream_that_was_skipped", headers_frame(1001, HOLD) + headers_frame(999, HOLD), {PROTOCOL_ERROR}),
+    ("data_on_a_stream_to_come", data_frame(1001), {PROTOCOL_ERROR}),
+    ("data_on_stream_0", data_frame(0), {PROTOCOL_ERROR}),
+    ("reset_of_a_stream_to_come", rst_frame(1001), {PROTOCOL_ERROR}),
+    ("window_of_a_stream_to_come", window_frame(1001, 1), {PROTOCOL_ERROR}),
+    ("a_frame_of_16_mib", raw_frame(DATA, 0, 1, b"", 2**24 - 1), {FRAME_SIZE_ERROR}),
+    ("a_frame_one_byte_too_long", raw_frame(0xFA, 0, 1, bytes(16_385)), {FRAME_SIZE_ERROR}),
+    ("a_block_one_byte_too_long", raw_frame(HEADERS, 4, 1001, bytes(16_385)), {FRAME_SIZE_ERROR}),
+    ("ping_of_7_bytes", raw_frame(PING, 0, 0, bytes(7)), {FRAME_SIZE_ERROR}),
+    ("reset_of_3_bytes", raw_frame(RST_STREAM, 0, 1, bytes(3)), {FRAME_SIZE_ERROR}),
+    ("settings_of_5_bytes", raw_frame(SETTINGS, 0, 0, bytes(5)), {FRAME_SIZE_ERROR}),
+    ("acknowledgement_with_settings", raw_frame(SETTINGS, ACK, 0, bytes(6)), {FRAME_SIZE_ERROR}),
+    ("window_update_of_3_bytes", raw_frame(WINDOW_UPDATE, 0, 1, bytes(3)), {FRAME_SIZE_ERROR}),
+    ("goaway_of_7_bytes", raw_frame(GOAWAY, 0, 0, bytes(7)), {FRAME_SIZE_ERROR}),
+    ("settings_on_a_stream", raw_frame(SETTINGS, 0, 1), {PROTOCOL_ERROR}),
+    ("ping_on_a_stream", raw_frame(PING, 0, 1, bytes(8)), {PROTOCOL_ERROR}),
+    ("padding_as_long_as_the_frame", raw_frame(DATA, PADDED, 1, b"\x05abcd"), {PROTOCOL_ERROR}),
+    ("padding_longer_than_the_block", raw_frame(HEADERS, PADDED | 4, 1001, b"\xffabcd"), {PROTOCOL_ERROR}),
+    ("push_promise", raw_frame(PUSH_PROMISE, 4, 1, bytes(4) + PSEUDO), {PROTOCOL_ERROR}),
+    ("an_http_1_request", b"GET / HTTP/1.1\r\nhost: a.example\r\n\r\n", {FRAME_SIZE_ERROR, PROTOCOL_ERROR}),
+    ("another_preface", PREFACE, {FRAME_SIZE_ERROR, PROTOCOL_ERROR}),
+]
+
+
+@pytest.mark.parametrize(("name", "bad", "codes"), BROKEN, ids=[case[0] for case in BROKEN])
+async def test_a_connection_error_gives_up_all_its_requests_and_nobody_elses(
+    name: str, bad: bytes, codes: set[int], siege: Siege
+) -> None:
+    async with Http2Client(siege.port) as other, Http2Client(siege.port) as client:
+        await client.handshake()
+        await other.handshake()
+        client.send(begun(1), headers_frame(3, HOLD), headers_frame(5, HOLD))
+        await until(lambda: siege.holding == 3)
+        client.send(bad)
+        await client.expect_goaway(codes)
+        await until(lambda: siege.holding == 0)
+        other.send(headers_frame(1, request("/")))
+        assert (await other.response(1)).status == 200
+
+
+PREFACES = [
+    ("of_other_letters", PREFACE[:-6] + b"XX\r\n\r\n"),
+    ("of_another_version", b"PRI * HTTP/2.1\r\n\r\nSM\r\n\r\n"),
+    ("with_a_field", b"PRI * HTTP/2.0\r\nhost: a\r\n\r\nSM\r\n\r\n"),
+    ("then_junk", PREFACE + b"\xff" * 100),
+    ("then_a_request", PREFACE + headers_frame(1, HOLD)),
+    ("then_an_http_1_request", PREFACE + b"GET / HTTP/1.1\r\nhost: a.example\r\n\r\n"),
+]
+
+
+@pytest.mark.parametrize(("name", "opening"), PREFACES, ids=[case[0] for case in PREFACES])
+async def test_a_bad_preface_closes_the_connection_and_nothing_goes_on(name: str, opening: bytes, siege: Siege) -> None:
+    seen = len(siege.seen)
+    answer = await exchange(siege.port, opening, ends=False)
+    assert b"HTTP/1.1 200" not in answer
+    assert len(siege.seen) == seen
