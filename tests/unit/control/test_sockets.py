@@ -58,6 +58,36 @@ def test_an_address_in_use_is_one_sentence() -> None:
         assert not supervisor.kept
 
 
+def test_a_udp_port_is_another_than_the_tcp_port_of_its_number() -> None:
+    supervisor = Supervisor()
+    sockets = ListeningSockets(2, supervisor.keep, supervisor.drop)
+    tcp = SocketAddress("127.0.0.1", free_port())
+    udp = SocketAddress(tcp.host, tcp.port, is_udp=True)
+    assert sockets.bind(tcp) is sockets.bind(udp) is None
+    assert {sockets.get(udp, slot).type for slot in (0, 1)} == {socket.SOCK_DGRAM}
+    assert set(supervisor.kept) == {tcp, udp}
+    sockets.close(tcp)
+    for _ in range(64):  # each from another port, so that the kernel spreads them
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.sendto(b"x", (udp.host, udp.port))
+    for slot in (0, 1):
+        assert sockets.get(udp, slot).recv(1) == b"x"
+    sockets.close_all()
+    assert not supervisor.kept
+
+
+def test_a_udp_address_in_use_is_one_sentence() -> None:
+    supervisor = Supervisor()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        other.bind(("127.0.0.1", 0))
+        port = other.getsockname()[1]
+        sockets = ListeningSockets(1, supervisor.keep, supervisor.drop)
+        sentence = f"listener 127.0.0.1:{port}/udp: cannot bind: address in use"
+        assert sockets.bind(SocketAddress("127.0.0.1", port, is_udp=True)) == sentence
+        assert not supervisor.kept
+
+
 def test_an_address_this_host_does_not_have_is_one_sentence() -> None:
     sockets = ListeningSockets(1, lambda *_: None, lambda _: None)
     # TEST-NET-1, RFC 5737
