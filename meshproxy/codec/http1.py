@@ -141,6 +141,7 @@ class RequestHead:
         head.is_plain = self.is_plain
         head.forwarded_proto = self.forwarded_proto
         head.xfcc = self.xfcc
+        head.grpc = self.grpc
         line = b"\r\nx-request-id: " + request_id
         head.block = self.block + line
         head.received = self.received + line

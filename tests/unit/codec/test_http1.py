@@ -720,3 +720,14 @@ def test_heads_made_to_be_slow_are_not(wire: bytes) -> None:
     """Were matching not linear, one of these would outlast the suite's time limit many times over."""
     seen(request_head, wire[skip_empty_lines(wire) :])
     seen(of_get, wire.replace(b"GET / HTTP/1.1", b"HTTP/1.1 200 OK"))
+
+
+def test_a_head_under_another_request_id_is_the_same_otherwise() -> None:
+    head = request_head(b"POST /p HTTP/1.1\r\nHost: a\r\nTE: trailers\r\nContent-Length: 3\r\nX-Mine: 1\r\n\r\n")
+    assert head is not None
+    other = head.with_request_id(b"0-1")
+    assert other.has_request_id and not head.has_request_id
+    assert other.block == head.block + b"\r\nx-request-id: 0-1"
+    differ = {"block", "received", "lowered", "length", "has_request_id"}
+    for field in set(RequestHead.__slots__) - differ:
+        assert getattr(other, field) == getattr(head, field), field
