@@ -23,6 +23,7 @@ from meshproxy.codec.http1 import (
 from meshproxy.errors import RemoteProtocolError
 from meshproxy.model.response_flag import ResponseFlag
 from meshproxy.proxy.downstream_h2 import DownstreamH2
+from meshproxy.proxy.grpc import GrpcStream
 from meshproxy.proxy.http_stream import HttpStream
 from meshproxy.proxy.listener_runtime import ListenerRuntime, PeerContext
 from meshproxy.proxy.local_reply import LocalReply, protocol_error, reason_phrase
@@ -96,7 +97,7 @@ class DownstreamConnection(asyncio.Protocol):
         self.listener = listener
         self.peer = peer
         self.counters: ListenerCounters = listener.counters
-        self.stream = HttpStream(self, listener, peer or listener.plain_peer)
+        self.stream: HttpStream = HttpStream(self, listener, peer or listener.plain_peer)
         self.deadline = NEVER
         self._mode = _READY
         self._pending = b""
@@ -220,7 +221,8 @@ class DownstreamConnection(asyncio.Protocol):
             try:
                 head = request_head(data)
             except RemoteProtocolError as error:
-                if data.startswith(_PREFACE) and self._head is None and self.peer is not None:
+                is_preface = data.startswith(_PREFACE) or _PREFACE.startswith(data)
+                if is_preface and self._head is None and self.peer is not None:
                     self._become_h2(data, self.peer)
                 else:
                     self._refuse(error)
@@ -254,6 +256,9 @@ class DownstreamConnection(asyncio.Protocol):
                     self._chunked = ChunkedReader()
                 else:
                     self._body_left = body
+                if head.grpc and not self.stream.knows_grpc:
+                    self.stream.down = _GONE
+                    self.stream = GrpcStream(self, self.listener, self.stream.peer)
                 self.stream.start(head, now)
                 if self._mode == _BODY and len(data) > length:
                     self._read_body(data[length:])

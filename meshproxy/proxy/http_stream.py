@@ -62,6 +62,8 @@ class Downstream(Protocol):
 
 
 class HttpStream:
+    knows_grpc = False
+
     __slots__ = (
         "_retry_handle",
         "_retry_policy",
@@ -563,7 +565,7 @@ class HttpStream:
         if status < 300:
             counters.upstream_rq_2xx += 1
             if endpoint.is_suspect:
-                self.state.report(cluster.key, endpoint.key, status)
+                self._judge(status)
             return
         if status < 400:
             counters.upstream_rq_3xx += 1
@@ -572,6 +574,12 @@ class HttpStream:
         else:
             counters.upstream_rq_5xx += 1
             endpoint.rq_error += 1
+        self._judge(status)
+
+    def _judge(self, status: int) -> None:
+        """Tell outlier detection of an answer, where it could matter."""
+        endpoint, cluster = self.endpoint, self.cluster
+        assert endpoint is not None and cluster is not None
         outlier = cluster.cluster.outlier
         if outlier is not None and (status >= 500 or endpoint.is_suspect or outlier.error_codes is not None):
             self.state.report(cluster.key, endpoint.key, status)
@@ -632,10 +640,13 @@ class HttpStream:
             self.flag = reply.flag.value if self.flag is _NONE else f"{reply.flag.value},{self.flag}"
         self.details = reply.details
         self.response_bytes = len(reply.body)
-        self.down.send_local_reply(reply, extra)
+        self._send_reply(reply, extra)
         now = monotonic()
         self._finish_accounting(now)
         self.down.stream_done(now)
+
+    def _send_reply(self, reply: LocalReply, extra: bytes) -> None:
+        self.down.send_local_reply(reply, extra)
 
     def _scheme(self, head: RequestHead) -> bytes:
         """A sidecar believes what the hop before it says; an edge does not."""

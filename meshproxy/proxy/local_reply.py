@@ -40,6 +40,9 @@ OVERLOADED = LocalReply(
     b"\r\nx-envoy-local-overloaded: true" + _RETRY_AFTER,
 )
 UPSTREAM_TIMEOUT = LocalReply(504, ResponseFlag.UPSTREAM_TIMEOUT, "response_timeout", b"upstream request timeout")
+DURATION_TIMEOUT = LocalReply(
+    504, ResponseFlag.DURATION_TIMEOUT, "max_duration_timeout", b"downstream duration timeout"
+)
 STREAM_IDLE = LocalReply(408, ResponseFlag.STREAM_IDLE, "stream_idle_timeout", b"stream timeout")
 
 

@@ -137,7 +137,7 @@ async def test_a_deadline_reaches_the_server_and_ends_the_call(through: Through)
         call = method(client, "Hang")(b"", timeout=0.5)
         assert (await status_of(call))[0] is grpc.StatusCode.DEADLINE_EXCEEDED
         left_s = app.calls[0].left_s
-        assert left_s is not None and left_s <= 0.5
+        assert left_s is not None and left_s <= 0.51  # gRPC rounds up
         await app.calls[0].is_cancelled.wait()
 
 
