@@ -7,6 +7,7 @@ CVE-2016-6581; RFC 9113 §5 to §8 and §10.5; RFC 7541.
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from time import monotonic
 
 import hyperframe.frame as h2f
 import pytest
@@ -27,6 +28,7 @@ from tests.support.http2_client import (
     GOAWAY,
     HEADERS,
     INITIAL_WINDOW_SIZE,
+    MAX_CONCURRENT_STREAMS,
     NO_ERROR,
     PADDED,
     PING,
@@ -34,6 +36,7 @@ from tests.support.http2_client import (
     PRIORITY,
     PROTOCOL_ERROR,
     PUSH_PROMISE,
+    REFUSED_STREAM,
     RST_STREAM,
     SETTINGS,
     WINDOW_UPDATE,
@@ -184,6 +187,40 @@ async def test_a_client_that_makes_the_proxy_reset_its_streams_is_sent_away(
         assert all(stream.reset not in (None, NO_ERROR) for i, stream in client.streams.items() if 0 < i < 200)
     assert measured.frames <= 210
     assert measured.upstream_requests <= 200
+
+
+async def test_streams_beyond_the_hundred_are_refused_and_may_be_asked_again(
+    siege: Siege, record_property: Record
+) -> None:
+    async with siege.attack(record_property, "too_many_streams") as measured, Http2Client(siege.port) as client:
+        settings = await client.handshake()
+        assert settings[MAX_CONCURRENT_STREAMS] == 100
+        client.send(*(headers_frame(i, HOLD) for i in range(1, 301, 2)))
+        measured.frames = 150
+        for refused in range(201, 301, 2):
+            await client.expect_rst(refused, REFUSED_STREAM)
+        await until(lambda: siege.holding == 100)
+        client.send(rst_frame(1), headers_frame(301, request("/")))
+        assert (await client.response(301)).status == 200
+        client.send(*(headers_frame(i, HOLD) for i in range(303, 3001, 2)))
+        await client.expect_goaway(ENHANCE_YOUR_CALM)
+    assert measured.upstream_requests == 102
+
+
+async def test_an_attacker_who_comes_back_at_once_does_not_starve_others(siege: Siege, record_property: Record) -> None:
+    """Two seconds of connections that open a hundred streams, reset them, and are sent away."""
+    connections = 0
+    until_s = monotonic() + 2.0
+    streams = b"".join(headers_frame(i, HOLD) + rst_frame(i, CANCEL) for i in range(1, 2001, 2))
+    async with siege.attack(record_property, "rapid_reset_again") as measured:
+        while monotonic() < until_s:
+            async with Http2Client(siege.port) as client:
+                client.send(streams)
+                await client.expect_goaway(ENHANCE_YOUR_CALM)
+            connections += 1
+            measured.frames += 2000
+    record_property("rapid_reset_again.connections", connections)
+    assert measured.grown_mib < 8
 
 
 # ── field blocks ──
