@@ -3,10 +3,12 @@
 import asyncio
 import json
 import os
+import signal
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 
@@ -407,3 +409,33 @@ async def test_an_endpoint_where_nobody_listens_is_ejected_for_all_workers(tmp_p
                         at_once += await client.answer(0.5) == b"a:x"
                     except TimeoutError:
                         at_once = 0
+
+
+async def test_datagrams_sent_while_a_worker_is_replaced_are_answered(tmp_path: Path) -> None:
+    port = unused_udp_port()
+    (tmp_path / "conf").mkdir()
+    async with Upstream("a") as a:
+        (tmp_path / "conf" / "mesh.yaml").write_text(mesh(port, [a.address]))
+        with ProxyProcess(tmp_path, module="meshproxy") as proxy:
+            await asyncio.to_thread(proxy.wait_for, "ready: 1 workers")
+            async with Downstream(port) as client:
+                assert await client.ask(b"before") == b"a:before"
+                os.kill(proxy.children()["mesh-worker-0"], signal.SIGKILL)
+                client.send(b"meanwhile")
+                assert await client.answer() == b"a:meanwhile"
+                assert len(a.senders) == 2
+
+
+async def test_a_session_is_listed_among_the_connections(tmp_path: Path) -> None:
+    port = unused_udp_port()
+    (tmp_path / "conf").mkdir()
+    async with Upstream("a") as a:
+        (tmp_path / "conf" / "mesh.yaml").write_text(mesh(port, [a.address]))
+        with ProxyProcess(tmp_path, module="meshproxy") as proxy:
+            await asyncio.to_thread(proxy.wait_for, "ready: 1 workers")
+            async with Downstream(port) as client:
+                await client.ask(b"x")
+                url = f"http://127.0.0.1:{proxy.ports['admin']}/connections"
+                (listed,) = json.loads(await asyncio.to_thread(lambda: urlopen(url).read()))["connections"]
+                assert listed["listener"] == f"127.0.0.1_{port}_udp"
+                assert client.address.rpartition(":")[2] in listed["downstream"]
