@@ -9,6 +9,7 @@ import ipaddress
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 from meshproxy.control.log import LEVELS
@@ -112,6 +113,15 @@ def _encoding(text: str) -> str:
     if text.lower() not in ("text", "json"):
         raise ValueError(f"{text!r} is neither text nor json")
     return text.lower()
+
+
+def _http3(text: str) -> bool:
+    said = {"true": True, "on": True, "1": True, "false": False, "off": False, "0": False}.get(text.lower())
+    if said is None:
+        raise ValueError(f"{text!r} is neither on nor off")
+    if said and find_spec("aioquic") is None:
+        raise ValueError("HTTP/3 needs aioquic, which is not installed: pip install 'meshproxy[http3]'")
+    return said
 
 
 def _name(text: str) -> str:
@@ -232,6 +242,14 @@ _SETTINGS = (
         metavar="SECONDS",
         parse=_seconds,
         help="when a downstream connection on which nothing moves is closed, 0 for never (3600)",
+    ),
+    _Setting(
+        flag="--http3",
+        field="has_http3",
+        metavar="on|off",
+        parse=_http3,
+        help="QUIC on the ports of HTTPS gateways and of inbound mTLS, beside TCP (off)",
+        fallback="PILOT_ENABLE_QUIC_LISTENERS",
     ),
     _Setting(
         flag="--memory-limit",

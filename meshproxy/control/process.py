@@ -113,6 +113,7 @@ class Control:
                 root_namespace=settings.root_namespace,
                 access_log=settings.access_log,
                 idle_timeout_s=settings.idle_timeout_s or None,
+                has_http3=settings.has_http3,
             ),
             self.sockets,
             self.fleet,

@@ -45,6 +45,8 @@ class Settings:
     """Istio's terminationDrainDuration: how long a drain waits for what is in flight."""
     idle_timeout_s: float = 3600.0
     """Of downstream connections on which nothing moves; 0: never."""
+    has_http3: bool = False
+    """Whether HTTPS listeners of gateways and inbound listeners with mutual TLS serve QUIC on the same port, too."""
     memory_limit_bytes: int | None = None
     """Of all processes together, before which load is shed; 0: never; None: what the control group says."""
     ports_file: str | None = None

@@ -1,9 +1,9 @@
 """Listeners as they are collected: one address belongs to one workload, the first that asks for it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from meshproxy.model.address import SocketAddress
-from meshproxy.model.listener import Listener
+from meshproxy.model.listener import Direction, Listener, MtlsMode, ServerTlsMode
 from meshproxy.model.route import RouteTable, VirtualHost
 from meshproxy.resources.document import Resource
 from meshproxy.snapshot.findings import Findings
@@ -85,6 +85,30 @@ class Listeners:
         self.by_name[listener.name] = listener
         if table is not None:
             self.route_tables[table.name] = table
+
+
+def with_quic(listeners: dict[str, Listener]) -> dict[str, Listener]:
+    """The listeners, and one of QUIC beside each whose HTTP is always encrypted and ends here.
+
+    Source: Istio's PILOT_ENABLE_QUIC_LISTENERS mirrors the HTTPS servers of gateways, without PASSTHROUGH; inbound
+    listeners with mutual TLS are mirrored here, too. AUTO is not: what is not HTTP could not be told over QUIC.
+    """
+    every: dict[str, Listener] = {}
+    for name, listener in listeners.items():
+        if _can_have_quic(listener):
+            listener = replace(listener, advertises_quic=listener.direction is Direction.GATEWAY)
+            mirror = replace(listener, name=f"{name}_quic", is_quic=True, advertises_quic=False)
+            every[mirror.name] = mirror
+        every[name] = listener
+    return every
+
+
+def _can_have_quic(listener: Listener) -> bool:
+    if not listener.protocol.is_http or listener.socket_address.is_unix:
+        return False
+    if listener.direction is Direction.GATEWAY:
+        return listener.tls is not None and listener.tls.mode is not ServerTlsMode.PASSTHROUGH
+    return listener.direction is Direction.INBOUND and listener.mtls is not MtlsMode.DISABLE
 
 
 class VirtualHosts:

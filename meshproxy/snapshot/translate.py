@@ -19,7 +19,7 @@ from meshproxy.snapshot.gateways import Gateways
 from meshproxy.snapshot.health_checks import Probes
 from meshproxy.snapshot.inbound import Inbound
 from meshproxy.snapshot.kubernetes_services import kubernetes_services
-from meshproxy.snapshot.listeners import Listeners
+from meshproxy.snapshot.listeners import Listeners, with_quic
 from meshproxy.snapshot.outbound import Outbound
 from meshproxy.snapshot.peer_authentication import PeerAuthentications
 from meshproxy.snapshot.routes import Routes
@@ -46,6 +46,8 @@ class ProxyContext:
     access_log: AccessLogPolicy | None = None
     idle_timeout_s: float | None = 3600.0
     """Of downstream connections; None: never."""
+    has_http3: bool = False
+    """Whether there is QUIC beside TCP where HTTP is always encrypted."""
 
 
 def translate(
@@ -111,7 +113,7 @@ def translate(
     parts = Snapshot(
         version="",
         workloads={local.workload.id: local.workload for local in workloads},
-        listeners=listeners.by_name,
+        listeners=with_quic(listeners.by_name) if context.has_http3 else listeners.by_name,
         route_tables=listeners.route_tables,
         clusters=clusters.built,
         peers=_peers(workloads, entries, services),

@@ -71,13 +71,13 @@ class Http3Client(QuicConnectionProtocol):
         """
         quic = QuicConnection(configuration=client_configuration(roots_pem, identity, **settings))
         loop = asyncio.get_running_loop()
-        transport, client = await loop.create_datagram_endpoint(lambda: cls(quic), local_addr=("127.0.0.1", 0))
+        _, client = await loop.create_datagram_endpoint(lambda: cls(quic), local_addr=("127.0.0.1", 0))
         client.connect(("127.0.0.1", port))
         try:
             yield client
         finally:
             client.close()
-            transport.close()
+            client._transport.close()
 
     def quic_event_received(self, event: QuicEvent) -> None:
         if isinstance(event, StreamReset):
@@ -102,6 +102,16 @@ class Http3Client(QuicConnectionProtocol):
                 answer.body += http_event.data
                 answer.is_over = http_event.stream_ended
         self.changed.set()
+
+    async def move(self) -> None:
+        """Go on from another port, as behind a NAT that has forgotten us."""
+        loop = asyncio.get_running_loop()
+        before = self._transport
+        await loop.create_datagram_endpoint(lambda: self, local_addr=("127.0.0.1", 0))
+        before.close()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        pass  # of a socket that was left behind
 
     def send(self, headers: Headers, body: bytes | None = None, *, ends: bool = True) -> int:
         """Begin a request; returns its stream."""

@@ -1,0 +1,97 @@
+"""QUIC beside TCP in real processes: bound by control, served by workers, absent unless it is asked for."""
+
+import asyncio
+import socket
+from pathlib import Path
+
+from tests.support.certificates import Authority
+from tests.support.http3_client import Http3Client, get
+from tests.support.origin import Origin
+from tests.support.proxy_process import ProxyProcess, free_port
+
+AUTHORITY = Authority()
+MODULES = ("aioquic", "cryptography", "OpenSSL")
+
+
+def mesh(directory: Path, port: int, upstream_port: int) -> str:
+    return f"""
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata:
+  name: edge
+spec:
+  selector: {{app: edge}}
+  servers:
+  - port: {{number: {port}, name: https, protocol: HTTPS}}
+    bind: 127.0.0.1
+    hosts: ["*"]
+    tls:
+      mode: SIMPLE
+      serverCertificate: {directory}/cert-chain.pem
+      privateKey: {directory}/key.pem
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata:
+  name: a
+spec:
+  hosts: [a.example]
+  resolution: STATIC
+  ports:
+  - {{number: 80, name: http, protocol: HTTP}}
+  endpoints:
+  - {{address: 127.0.0.1, ports: {{http: {upstream_port}}}}}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata:
+  name: a
+spec:
+  hosts: [a.example]
+  gateways: [edge]
+  http:
+  - route:
+    - destination: {{host: a.example, port: {{number: 80}}}}
+"""
+
+
+def write(tmp_path: Path, upstream_port: int) -> int:
+    """The configuration; returns the gateway's port."""
+    port = free_port()
+    AUTHORITY.leaf(dns_names=["a.example"]).write(tmp_path / "certs")
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "mesh.yaml").write_text(mesh(tmp_path / "certs", port, upstream_port))
+    return port
+
+
+def mapped(pid: int) -> str:
+    return Path(f"/proc/{pid}/maps").read_text()
+
+
+async def test_a_gateway_serves_http3_beside_https_from_every_worker(tmp_path: Path) -> None:
+    async with Origin() as origin:
+        port = write(tmp_path, origin.port)
+        with ProxyProcess(
+            tmp_path, "--http3", "on", "--labels", "app=edge", "--workers", "2", module="meshproxy"
+        ) as proxy:
+            await asyncio.to_thread(proxy.wait_for, "ready: ")
+            slots = set()
+            for _ in range(16):
+                async with Http3Client.to(port, AUTHORITY.pem) as client:
+                    assert (await client.request(get("/"))).body == b"ok"
+                    slots.add(client._quic._peer_cid.cid[0])
+                    # From another address: the kernel would choose by it, the connection id says otherwise.
+                    await client.move()
+                    assert (await client.request(get("/"))).body == b"ok"
+            assert slots == {0, 1}
+
+
+async def test_without_the_flag_no_worker_loads_quic_and_no_udp_port_is_bound(tmp_path: Path) -> None:
+    async with Origin() as origin:
+        port = write(tmp_path, origin.port)
+        with ProxyProcess(tmp_path, "--labels", "app=edge", module="meshproxy") as proxy:
+            await asyncio.to_thread(proxy.wait_for, "ready: ")
+            worker = proxy.children()["mesh-worker-0"]
+            assert not [name for name in MODULES if f"/{name}/" in mapped(worker)]
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.bind(("127.0.0.1", port))
