@@ -46,6 +46,7 @@ def udp_echo(settings: Settings, outcome: Outcome) -> None:
         compare(outcome, settings, contenders, _load, workspace)
     outcome.ratio(f"UDP echo, {_SOCKETS} clients: req/s over nginx", ["nginx"], "req_s", at_least=0.8)
     outcome.ratio(f"UDP echo, {_SOCKETS} clients: req/s over Envoy", ["envoy"], "req_s")
+    outcome.ratio(f"UDP echo, {_SOCKETS} clients: CPU a round trip over nginx", ["nginx"], "cpu_us_per_request")
 
 
 def _meshproxy(workspace: Workspace, service: Service) -> tuple[Group, int]:
