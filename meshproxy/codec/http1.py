@@ -19,6 +19,8 @@ from meshproxy.errors import RemoteProtocolError
 NO_BODY: Final = 0
 CHUNKED: Final = -1
 UNTIL_CLOSE: Final = -2
+UNSAID: Final = -3
+"""No body, and no field says so: HTTP/2 ends a stream with its head."""
 
 MAX_HEAD_BYTES: Final = 60 * 1024
 """Envoy's max_request_headers_kb default."""
@@ -170,7 +172,7 @@ class ResponseHead:
     block: bytes
     """Field lines to forward, each preceded by CRLF; Content-Length is among them where there was one."""
     body: int
-    """NO_BODY, CHUNKED, UNTIL_CLOSE, or the Content-Length."""
+    """NO_BODY, CHUNKED, UNTIL_CLOSE, UNSAID, or the Content-Length."""
     length: int
     keeps_alive: bool
     upgrade: bytes

@@ -17,6 +17,7 @@ from meshproxy.codec.http1 import (
     CHUNKED,
     MAX_HEADERS,
     NO_BODY,
+    UNSAID,
     RequestHead,
     ResponseHead,
     checked_host,
@@ -235,6 +236,8 @@ def response_head(received: Fields, is_head_request: bool, is_end: bool) -> Resp
     head.length = len(head.block) + 5
     if is_head_request or status in (204, 304):
         head.body = NO_BODY
+    elif is_end and not has_length:
+        head.body = UNSAID
     elif not is_end and head.body == NO_BODY:
         head.body = CHUNKED if not has_length else NO_BODY
     return head

@@ -14,6 +14,7 @@ from meshproxy.codec.http1 import (
     CHUNKED,
     MAX_HEAD_BYTES,
     NO_BODY,
+    UNSAID,
     UNTIL_CLOSE,
     RequestHead,
     ResponseHead,
@@ -394,7 +395,10 @@ class DownstreamConnection(asyncio.Protocol):
                 self.transport.write(body)
             return
         if framing < 0 and head.status != 101:
-            if request.minor == 0:
+            if framing == UNSAID:
+                framing = NO_BODY
+                extra += b"\r\ncontent-length: 0"
+            elif request.minor == 0:
                 framing = UNTIL_CLOSE
                 self._keeps_alive = False
             else:

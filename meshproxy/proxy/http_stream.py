@@ -479,7 +479,7 @@ class HttpStream:
         endpoint.rq_total += 1
         endpoint.rq_error += 1
         # Never reset-before-request: the head was written, so the upstream may have acted on it.
-        kind = "refused-stream" if detail == "refused_stream" else "reset"
+        kind = "refused" if detail == "refused_stream" else "reset"
         self._retry_or_fail(kind, local_reply.upstream_lost(detail))
 
     def on_connect_failed(self, error: ConnectError) -> None:

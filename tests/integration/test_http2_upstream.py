@@ -102,6 +102,23 @@ async def test_both_sides_in_http2_pass_a_body_and_its_trailers() -> None:
     assert response.trailers == [(b"x-end", b"yes"), (b"x-sum", b"1")]
 
 
+@pytest.mark.parametrize("request_line", [b"GET / HTTP/1.1", b"HEAD / HTTP/1.1", b"GET / HTTP/1.0"])
+async def test_an_answer_that_ends_with_its_head_ends_in_http1_too(request_line: bytes) -> None:
+    async with H2Origin(lambda _: H2Answer(status=302, ends_with_head=True)) as origin, LiveWorker() as live:
+        async with Client(listen(live, origin)) as client:
+            for _ in range(2):  # the connection goes on
+                client.send(request_line + b"\r\nHost: a.example\r\nConnection: keep-alive\r\n\r\n")
+                response = await client.answer(request_line.split()[0].decode())
+                assert (response.status, response.body) == (302, b"")
+
+
+async def test_a_refused_stream_that_cannot_be_asked_again_is_503() -> None:
+    async with H2Origin(lambda seen: H2Answer(resets=7) if seen.is_whole else None) as origin, LiveWorker() as live:
+        async with Client(listen(live, origin)) as client:
+            client.send(post(BODY))
+            assert (await client.answer()).status == 503
+
+
 async def test_interim_answers_pass() -> None:
     async with H2Origin(lambda _: H2Answer(interim=(103, 103))) as origin, LiveWorker() as live:
         async with Client(listen(live, origin)) as client:

@@ -36,6 +36,7 @@ class H2Answer:
     interim: tuple[int, ...] = ()
     resets: int | None = None
     """RST_STREAM with this code instead of an answer."""
+    ends_with_head: bool = False
     early: bool = False
     """Answer when the head is there, not when the request is whole."""
 
@@ -136,7 +137,10 @@ class _Connection(asyncio.Protocol):
             return
         for status in answer.interim:
             self.h2.send_headers(stream_id, [(b":status", b"%d" % status), (b"x-interim", b"yes")])
-        self.h2.send_headers(stream_id, [(b":status", b"%d" % answer.status), *answer.fields])
+        head = [(b":status", b"%d" % answer.status), *answer.fields]
+        self.h2.send_headers(stream_id, head, end_stream=answer.ends_with_head)
+        if answer.ends_with_head:
+            return
         self.unsent[stream_id] = (memoryview(answer.body), answer.trailers)
         self._pump(stream_id)
 
