@@ -169,7 +169,7 @@ class ServerConnection(QuicConnection):
     @property
     def is_begun(self) -> bool:
         """A packet of the client could be read: only then is there anybody to send to."""
-        return bool(self._network_paths) and self._spaces[Epoch.INITIAL].expected_packet_number > 0
+        return bool(self._network_paths) and self._spaces[Epoch.INITIAL].largest_received_packet >= 0
 
     @property
     def is_closing(self) -> bool:

@@ -115,6 +115,8 @@ class ClientVerifier:
             for depth, each in enumerate(verified[:-1] or verified):
                 _check(each.to_cryptography(), is_leaf=depth == 0)
             return _peercert(chain[0]), chain[0].public_bytes(serialization.Encoding.DER)
+        except IdentityRefused:
+            raise
         except (ValueError, x509.DuplicateExtension) as error:
             raise IdentityRefused("tls.bad_certificate", f"the certificate cannot be read: {error}") from None
 
