@@ -103,7 +103,10 @@ class DownstreamH2(Http2Connection, asyncio.Protocol):
         self._idle_since = monotonic()
         self.deadline = self._settings_due = self._idle_since + SETTINGS_TIMEOUT_S
         self.start()
-        if self.listener.state.is_draining:
+        tls = transport.get_extra_info("ssl_object")
+        if tls is not None and (error := _unfit(tls)) is not None:
+            self.fail(error)
+        elif self.listener.state.is_draining:
             self.drain()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -499,6 +502,8 @@ class DownstreamStream(Http2Stream):
             self._count(status)
         if self._is_head_request:
             body = b""
+        if connection.listener.alt_svc:
+            extra += connection.listener.alt_svc
         ends = is_complete and not body
         connection.send_headers(self, connection.response_block(head, status, extra), ends)
         if body or (is_complete and not ends):
@@ -593,6 +598,17 @@ class DownstreamStream(Http2Stream):
             counters.downstream_rq_4xx += 1
         else:
             counters.downstream_rq_5xx += 1
+
+
+def _unfit(tls: Any) -> Http2Error | None:
+    """Why HTTP/2 is not spoken over this TLS: the other side agreed to HTTP/1 (RFC 9113 §3.2), or nothing keeps the
+    session secret once the server's key is out (§9.2.2, appendix A)."""
+    if (tls.selected_alpn_protocol() or "").rpartition("/")[0] in ("http", "istio-http"):
+        return Http2Error(http2.PROTOCOL_ERROR, "http1_was_agreed")
+    name, version, _ = tls.cipher()
+    if version == "TLSv1.2" and not name.startswith("ECDHE-"):
+        return Http2Error(http2.INADEQUATE_SECURITY, "inadequate_security")
+    return None
 
 
 class _Gone:
