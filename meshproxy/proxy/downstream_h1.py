@@ -378,6 +378,8 @@ class DownstreamConnection(asyncio.Protocol):
     def send_response(self, head: ResponseHead, extra: bytes, body: bytes, is_complete: bool) -> None:
         framing = head.body
         request: Any = self._head
+        if self.listener.alt_svc:
+            extra += self.listener.alt_svc
         if framing >= 0 and self._keeps_alive and request.minor and self._mode == _BUSY and head.status != 101:
             self._response_body = framing
             if head.status < 300:

@@ -59,6 +59,7 @@ class ListenerRuntime:
     __slots__ = (
         "_gateway_context",
         "_peers",
+        "alt_svc",
         "connections",
         "counters",
         "head_suffix",
@@ -89,6 +90,10 @@ class ListenerRuntime:
         self.is_outbound = listener.direction is not Direction.INBOUND
         self.counters: ListenerCounters = state.recorder.listener(listener.name)
         self.connections: set[Any] = set()
+        self.alt_svc = b""
+        """A line for every answer of an upstream: that HTTP/3 is to be had on the same port (RFC 7838)."""
+        if listener.advertises_quic:
+            self.alt_svc = b'\r\nalt-svc: h3=":%d"; ma=86400' % listener.port
         self._gateway_context: ssl.SSLContext | None = None
         self._peers: dict[tuple[str, bytes], PeerContext] = {}
         self.plain_peer = PeerContext(

@@ -2,12 +2,13 @@
 
 import asyncio
 import socket
+import ssl
 from pathlib import Path
 
 from tests.support.certificates import Authority
 from tests.support.http3_client import Http3Client, get
 from tests.support.origin import Origin
-from tests.support.proxy_process import ProxyProcess, free_port
+from tests.support.proxy_process import PATIENCE_S, ProxyProcess, free_port
 
 AUTHORITY = Authority()
 MODULES = ("aioquic", "cryptography", "OpenSSL")
@@ -68,6 +69,17 @@ def mapped(pid: int) -> str:
     return Path(f"/proc/{pid}/maps").read_text()
 
 
+def over_tcp(port: int, protocol: str) -> str:
+    context = ssl.create_default_context(cadata=AUTHORITY.pem.decode())
+    context.set_alpn_protocols([protocol])
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as tcp,
+        context.wrap_socket(tcp, server_hostname="a.example") as tls,
+    ):
+        tls.sendall(b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n")
+        return tls.recv(65536).decode()
+
+
 async def test_a_gateway_serves_http3_beside_https_from_every_worker(tmp_path: Path) -> None:
     async with Origin() as origin:
         port = write(tmp_path, origin.port)
@@ -75,6 +87,8 @@ async def test_a_gateway_serves_http3_beside_https_from_every_worker(tmp_path: P
             tmp_path, "--http3", "on", "--labels", "app=edge", "--workers", "2", module="meshproxy"
         ) as proxy:
             await asyncio.to_thread(proxy.wait_for, "ready: ")
+            # Over TCP, clients learn that there is QUIC.
+            assert f'alt-svc: h3=":{port}"; ma=86400' in await asyncio.to_thread(over_tcp, port, "http/1.1")
             slots = set()
             for _ in range(16):
                 async with Http3Client.to(port, AUTHORITY.pem) as client:
