@@ -504,6 +504,8 @@ class DownstreamStream(Http2Stream):
             body = b""
         if connection.listener.alt_svc:
             extra += connection.listener.alt_svc
+        if connection.listener.alt_svc:
+            extra += connection.listener.alt_svc
         ends = is_complete and not body
         connection.send_headers(self, connection.response_block(head, status, extra), ends)
         if body or (is_complete and not ends):
