@@ -130,7 +130,9 @@ class DownstreamH2(Http2Connection, asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         now = monotonic()
         self.receive(data, now)
-        if self._out and not self.is_dead and not self._is_waking:
+        if self.is_dead:
+            return
+        if self._out and not self._is_waking:
             self._wake()  # not at once: answers of this loop turn are still coming, and one write serves them all
         if self._block is not None or self._partial[3:4] == b"\x01":
             if not self._headers_since:
@@ -502,8 +504,6 @@ class DownstreamStream(Http2Stream):
             self._count(status)
         if self._is_head_request:
             body = b""
-        if connection.listener.alt_svc:
-            extra += connection.listener.alt_svc
         if connection.listener.alt_svc:
             extra += connection.listener.alt_svc
         ends = is_complete and not body

@@ -159,6 +159,22 @@ async def test_a_connection_is_idle_from_the_end_of_its_last_answer() -> None:
         assert asyncio.get_running_loop().time() - answered > SHORT_S / 2
 
 
+async def test_a_client_that_ignores_its_goaway_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It keeps its half of the connection open, and goes on sending."""
+    monkeypatch.setattr(f"{DOWNSTREAM}.LINGER_S", SHORT_S)
+    async with proxy() as (live, port):
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            writer.write(PREFACE + settings_frame() + data_frame(0))
+            await until(lambda: live.open_downstreams() == 1)
+            async with asyncio.timeout(SHORT_S + 1.0):
+                while live.open_downstreams():
+                    writer.write(ping_frame())
+                    await asyncio.sleep(0.02)
+        finally:
+            writer.transport.abort()
+
+
 async def test_a_second_connection_does_not_wait_for_a_slow_one() -> None:
     async with (
         proxy() as (_, port),
