@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.faults.traffic import get, started, until
 from tests.support.certificates import Authority
 from tests.support.client import Client, Cut, post
-from tests.support.client import get as request
+from tests.support.client import get as get_request
 from tests.support.origin import Origin, Seen
 from tests.support.proxy_process import ProxyProcess, free_port
 from tests.support.raw_server import reset, unused_port
@@ -48,6 +48,8 @@ WORKLOADS = {
     },
 }
 SIDES = ("source", "destination")
+BETWEEN = {"HTTP/1.1": "DO_NOT_UPGRADE", "HTTP/2": "UPGRADE"}
+"""What the two proxies speak with each other → the h2UpgradePolicy that has it so."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,8 @@ class Ports:
     inbound_tcp: int = field(default_factory=free_port)
 
 
-def mesh(ports: Ports, http_app: int, tcp_app: int, *more: dict[str, object]) -> str:
-    """What both proxies read; JSON is YAML."""
+def mesh(ports: Ports, http_app: int, tcp_app: int, between: str, *more: dict[str, object]) -> str:
+    """What both proxies read; JSON is YAML. between: see BETWEEN."""
     networking = "networking.istio.io/v1"
     documents: list[dict[str, object]] = [
         {
@@ -126,6 +128,15 @@ def mesh(ports: Ports, http_app: int, tcp_app: int, *more: dict[str, object]) ->
             "metadata": {"name": "default", "namespace": "back"},
             "spec": {"mtls": {"mode": "STRICT"}},
         },
+        {
+            "apiVersion": networking,
+            "kind": "DestinationRule",
+            "metadata": {"name": "answers", "namespace": "back"},
+            "spec": {
+                "host": SERVICE,
+                "trafficPolicy": {"connectionPool": {"http": {"h2UpgradePolicy": BETWEEN[between]}}},
+            },
+        },
     ]
     return "\n---\n".join(map(json.dumps, [*documents, *more])) + "\n"
 
@@ -154,6 +165,7 @@ class Heard:
     """What was seen from outside of one request and one session."""
 
     ports: Ports
+    between: str
     callers: dict[str, str]
     """`http`, `tcp` → the caller's address and port."""
     apps: dict[str, str]
@@ -216,13 +228,13 @@ def samples(page: str, name: str) -> list[tuple[dict[str, str], float]]:
     ]
 
 
-async def converse(directory: Path, encoding: str) -> Heard:
+async def converse(directory: Path, encoding: str, between: str) -> Heard:
     ports = Ports()
     callers, metrics, logs = {}, {}, {}
     async with Origin(answer) as origin:
         server = await asyncio.start_server(tell, "127.0.0.1", 0)
         tcp_app = server.sockets[0].getsockname()[1]
-        async with Pair(directory, encoding, mesh(ports, origin.port, tcp_app)) as pair:
+        async with Pair(directory, encoding, mesh(ports, origin.port, tcp_app, between)) as pair:
             async with Client(ports.http) as client:
                 callers["http"] = "{}:{}".format(*client.writer.get_extra_info("sockname"))
                 assert (await client.ask(REQUEST, "POST")).body == ANSWER_BODY
@@ -240,7 +252,7 @@ async def converse(directory: Path, encoding: str) -> Heard:
     request_id = seen.header(b"x-request-id")
     assert request_id is not None
     apps = {"http": f"127.0.0.1:{origin.port}", "tcp": f"127.0.0.1:{tcp_app}"}
-    return Heard(ports, callers, apps, request_id.decode(), metrics, logs)
+    return Heard(ports, between, callers, apps, request_id.decode(), metrics, logs)
 
 
 async def _has_told_both(pair: Pair, side: str) -> bool:
@@ -248,14 +260,14 @@ async def _has_told_both(pair: Pair, side: str) -> bool:
     return len(pair.lines(side)) == 2 and closed == await pair.total(side, "istio_requests_total") == 1
 
 
-@pytest.fixture(scope="module")
-def as_text(tmp_path_factory: pytest.TempPathFactory) -> Heard:
-    return asyncio.run(converse(tmp_path_factory.mktemp("text"), "text"))
+@pytest.fixture(scope="module", params=BETWEEN)
+def as_text(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Heard:
+    return asyncio.run(converse(tmp_path_factory.mktemp("text"), "text", request.param))
 
 
 @pytest.fixture(scope="module")
 def as_json(tmp_path_factory: pytest.TempPathFactory) -> Heard:
-    return asyncio.run(converse(tmp_path_factory.mktemp("json"), "json"))
+    return asyncio.run(converse(tmp_path_factory.mktemp("json"), "json", "HTTP/1.1"))
 
 
 # ── metrics ──
@@ -393,7 +405,7 @@ def expected(heard: Heard, kind: str, side: str, between: str) -> dict[str, Fiel
         fields |= {
             "method": "POST",
             "path": "/of/things?x=1",
-            "protocol": "HTTP/1.1",
+            "protocol": "HTTP/1.1" if side == "source" else heard.between,
             "response_code": 201,
             "response_code_details": "via_upstream",
             "bytes_received": len(REQUEST_BODY),
@@ -554,11 +566,11 @@ class Wrong:
 async def go_wrong(directory: Path) -> Wrong:
     ports, nobody, app = Ports(), unused_port(), Misbehaving()
     server = await asyncio.start_server(app.serve, "127.0.0.1", 0)
-    configuration = mesh(ports, server.sockets[0].getsockname()[1], nobody, ROUTES)
+    configuration = mesh(ports, server.sockets[0].getsockname()[1], nobody, "HTTP/1.1", ROUTES)
     async with Pair(directory, "json", configuration) as pair:
         for path in WRONG:
             async with Client(ports.http) as client:
-                client.send(request(path, host=SERVICE))
+                client.send(get_request(path, host=SERVICE))
                 if path == "/once/never":
                     await until(lambda: "/once/never" in app.asked)
                     await reset(client.writer)
