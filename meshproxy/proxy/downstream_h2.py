@@ -165,8 +165,7 @@ class DownstreamH2(Http2Connection, asyncio.Protocol):
         elif not self.streams:
             self.counters.downstream_cx_idle_timeout += 1
             self.goaway(self.last_id, http2.NO_ERROR)
-            self._flush()
-            self.transport.close()
+            self._close()
 
     # ── codec.http2's side ──
 
@@ -267,8 +266,7 @@ class DownstreamH2(Http2Connection, asyncio.Protocol):
         """The client will open no more streams: those that are open are served."""
         self._is_going = True
         if not self.streams:
-            self._flush()
-            self.transport.close()
+            self._close()
 
     def _on_ping_ack(self, payload: bytes) -> None:
         if payload == _GOODBYE and self._goodbye_at is not NEVER:
@@ -284,9 +282,9 @@ class DownstreamH2(Http2Connection, asyncio.Protocol):
             return
         self._flush()
         # Closing at once would reset the connection, and could take the GOAWAY with it.
+        self.deadline = monotonic() + LINGER_S
         if self.transport.can_write_eof():
             self.transport.write_eof()
-            self.deadline = monotonic() + LINGER_S
         else:
             self.transport.close()
 
@@ -307,19 +305,22 @@ class DownstreamH2(Http2Connection, asyncio.Protocol):
         self._last_served = self.last_id
         self.goaway(self.last_id, http2.NO_ERROR)
         if not self.streams:
-            self._flush()
-            self.transport.close()
+            self._close()
 
     def _rest(self, since: float) -> None:
         """No stream is open."""
         if self._is_going and self._goodbye_at is NEVER:
-            self._flush()
-            self.deadline = since + FLUSH_TIMEOUT_S
-            self.transport.close()
+            self._close()
             return
         idle_timeout_s = self.listener.listener.idle_timeout_s
         idle_at = since + idle_timeout_s if idle_timeout_s is not None else NEVER
         self.deadline = min(idle_at, self._goodbye_at, self._settings_due if self.awaits_settings else NEVER)
+
+    def _close(self) -> None:
+        """When what there is to say is out; a client that does not take it is cut."""
+        self._flush()
+        self.deadline = monotonic() + FLUSH_TIMEOUT_S
+        self.transport.close()
 
     def stream_over(self, stream: "DownstreamStream") -> None:
         """Neither side has more to say on it."""

@@ -175,6 +175,23 @@ async def test_a_client_that_ignores_its_goaway_is_cut(monkeypatch: pytest.Monke
             writer.transport.abort()
 
 
+async def test_a_client_that_reads_no_more_is_cut_when_all_it_asked_for_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("meshproxy.proxy.http_stream.STREAM_IDLE_TIMEOUT_S", SHORT_S)
+    monkeypatch.setattr(f"{DOWNSTREAM}.FLUSH_TIMEOUT_S", SHORT_S)
+    everything = window_frame(0, 2**31 - 1 - 65535), *(headers_frame(i, request("/big")) for i in range(1, 201, 2))
+    async with (
+        proxy(idle_timeout_s=SHORT_S) as (live, port),
+        Http2Client(port, {INITIAL_WINDOW_SIZE: 2**31 - 1}) as client,
+    ):
+        await client.handshake()
+        client.transport.pause_reading()
+        client.send(*everything)
+        await until(lambda: live.buffered() > 0)
+        await until(lambda: live.open_downstreams() == 0)
+
+
 async def test_a_second_connection_does_not_wait_for_a_slow_one() -> None:
     async with (
         proxy() as (_, port),
