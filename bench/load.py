@@ -1,5 +1,5 @@
-"""Load: wrk and h2load for as-fast-as-possible, our own clients for a constant rate and for counting every failed
-request.
+"""Load: wrk, h2load and grpcio for as-fast-as-possible, our own clients for a constant rate and for counting every
+failed request.
 """
 
 import json
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.paced import percentile
-from bench.process import CHECKOUT, ORIGIN_NAME, BenchError, Group, Workspace
+from bench.process import CHECKOUT, ORIGIN_NAMES, BenchError, Group, Workspace
 
 _PACED_CONNECTIONS = 16
 _SCRIPT = Path(__file__).with_name("summary.lua")
@@ -56,7 +56,7 @@ class Meter:
     def __init__(self, proxies: Sequence[Group], workspace: Workspace) -> None:
         self._proxies = proxies
         self._workspace = workspace
-        self._origins = [group for group in workspace.groups if group.name == ORIGIN_NAME]
+        self._origins = [group for group in workspace.groups if group.name in ORIGIN_NAMES]
         self._proxies_before = self._proxies_s()
         self._load_before = self._load_s()
 
@@ -66,11 +66,11 @@ class Meter:
             return None
         return (self._proxies_s() - self._proxies_before) * 1e6 / requests
 
-    def load_busy(self, elapsed_s: float) -> float | None:
-        """As in Sample."""
+    def load_busy(self, elapsed_s: float, starting_s: float = 0.0) -> float | None:
+        """As in Sample. starting_s: CPU that the load needed before and after elapsed_s."""
         if self._workspace.pinning.name != "split":
             return None
-        return (self._load_s() - self._load_before) / elapsed_s
+        return (self._load_s() - self._load_before - starting_s) / elapsed_s
 
     def _proxies_s(self) -> float:
         return sum(group.cpu_s() for group in self._proxies)
@@ -172,6 +172,37 @@ def h2load_figures(text: str) -> dict[str, float] | None:
     for name in ("max", "mean"):
         figures[f"{name}_us"] = figures.pop(name) * _UNIT_US[found[f"{name}_unit"]]
     return figures
+
+
+def grpc_calls(
+    target: Target, kind: str, concurrency: int, seconds: float, proxies: Sequence[Group], workspace: Workspace
+) -> Sample:
+    """As many answers as grpcio gets on one connection. kind, concurrency: as in bench.grpc_client."""
+    meter = Meter(proxies, workspace)
+    run = subprocess.run(
+        [sys.executable, "-m", "bench.grpc_client", target.address, str(target.port), target.host, kind,
+         str(concurrency), str(seconds)],
+        capture_output=True,
+        text=True,
+        cwd=CHECKOUT,
+        start_new_session=True,
+        preexec_fn=lambda: os.sched_setaffinity(0, workspace.pinning.load),
+    )  # fmt: skip
+    if run.returncode != 0:
+        raise BenchError(f"gRPC client against {target.address}:{target.port} failed: {run.stderr[-500:]}")
+    figures = json.loads(run.stdout)
+    requests, elapsed_s = figures["requests"], figures["elapsed_s"]
+    return Sample(
+        req_s=requests / elapsed_s,
+        bytes_s=requests * figures["message_bytes"] / elapsed_s,
+        p50_us=figures["p50_us"],
+        p99_us=figures["p99_us"],
+        max_us=figures["max_us"],
+        failed=figures["failed"],
+        cpu_us_per_request=meter.cpu_us_per_request(requests),
+        load_busy=meter.load_busy(elapsed_s, figures["starting_s"]),
+        mean_us=figures["mean_us"],
+    )
 
 
 def paced(target: Target, rate: int, seconds: float, proxies: Sequence[Group], workspace: Workspace) -> Sample:

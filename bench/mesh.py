@@ -161,7 +161,7 @@ def _service(
     ]
     if inside == "h2":
         resources[-1]["spec"]["trafficPolicy"]["connectionPool"] = {"http": {"h2UpgradePolicy": "UPGRADE"}}
-    if protocol != "HTTP":
+    if protocol not in ("HTTP", "GRPC"):
         return resources
     target = {"destination": {"host": service.host}}
     routes: list[dict[str, Any]] = [

@@ -20,7 +20,9 @@ from pathlib import Path
 from types import TracebackType
 
 ORIGIN_NAME = "nginx"
-"""The group that answers what is proxied; its CPU belongs to the load, not to a contender."""
+GRPC_ORIGIN_NAME = "grpc origin"
+ORIGIN_NAMES = frozenset({ORIGIN_NAME, GRPC_ORIGIN_NAME})
+"""The groups that answer what is proxied; their CPU belongs to the load, not to a contender."""
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
