@@ -199,6 +199,8 @@ class Cluster:
     tcp_keepalive: TcpKeepalive | None = None
     speaks_http2: bool = False
     """HTTP requests go over shared HTTP/2 connections: by prior knowledge in plaintext, by ALPN in TLS."""
+    offers_http2: bool = True
+    """Between two proxies of a mesh: HTTP/2 where both sides have it, though the service speaks HTTP/1.1."""
     max_concurrent_streams: int = 0
     """Of one HTTP/2 connection; 0: what the peer allows."""
     health_check: HealthCheck | None = None

@@ -139,6 +139,8 @@ def pool_settings(pool: Setting | None, retry_budget: Setting | None, protocol: 
         protocol in (Protocol.HTTP, Protocol.GRPC_WEB) and http.get("h2UpgradePolicy") == "UPGRADE"
     ):
         found["speaks_http2"] = True
+    if http.get("h2UpgradePolicy") == "DO_NOT_UPGRADE":
+        found["offers_http2"] = False
     idle_s = (http if protocol.is_http else tcp).get("idleTimeout")
     if protocol is Protocol.UDP:
         # Nothing else ever ends a session, so it cannot be switched off (as in Envoy's udp_proxy).

@@ -349,6 +349,8 @@ class ClusterUpdate:
                 if state is None:
                     state = EndpointRuntime(runtime, endpoint, now)
                     state.tls = upstream_tls(cluster, endpoint, workload)
+                    if state.tls is not None and state.tls.is_mesh:
+                        state.expects_h2 |= cluster.offers_http2 and cluster.protocol.is_http
                 elif state.endpoint is not endpoint:
                     if state.endpoint != endpoint:
                         state.series.clear()

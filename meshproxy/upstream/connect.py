@@ -26,9 +26,11 @@ if TYPE_CHECKING:
 # Istio's ALPN for mesh traffic: the inbound proxy tells mesh mTLS from an application's own TLS by it.
 ALPN_HTTP1: tuple[str, ...] = ("istio-http/1.1", "istio", "http/1.1")
 MESH_HTTP2 = ("istio-h2", "istio", "h2")
+MESH_EITHER = ("istio-h2", "istio-http/1.1", "istio", "http/1.1")
+"""A proxy of ours takes HTTP/2 of these, an Envoy under Istio HTTP/1.1: each as its own order has it."""
 ALPN_HTTP2 = frozenset({"istio-h2", "h2"})
 ALPN_TCP = ("istio-peer-exchange", "istio")
-ALPN_SERVER = ("istio-http/1.1", "istio-http/1.0", "istio-h2", "istio-peer-exchange", "istio", "h2", "http/1.1")
+ALPN_SERVER = ("istio-h2", "istio-http/1.1", "istio-http/1.0", "istio-peer-exchange", "istio", "h2", "http/1.1")
 
 
 @dataclass(slots=True)
@@ -71,7 +73,13 @@ def upstream_tls(cluster: Cluster, endpoint: Endpoint, workload: "WorkloadRuntim
     if mode is TlsMode.ISTIO_MUTUAL:
         if workload.bundle is None:
             return _NO_CERTIFICATES
-        alpn = ALPN_TCP if not cluster.protocol.is_http else MESH_HTTP2 if cluster.speaks_http2 else ALPN_HTTP1
+        alpn: tuple[str, ...]
+        if not cluster.protocol.is_http:
+            alpn = ALPN_TCP
+        elif cluster.speaks_http2:
+            alpn = MESH_HTTP2
+        else:
+            alpn = MESH_EITHER if cluster.offers_http2 else ALPN_HTTP1
         return UpstreamTlsContext(
             context=workload.client_context(alpn),
             sni=tls.sni or f"outbound_.{cluster.port}_.{cluster.subset}_.{cluster.service_host}",
