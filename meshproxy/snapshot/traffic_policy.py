@@ -135,8 +135,8 @@ def pool_settings(pool: Setting | None, retry_budget: Setting | None, protocol: 
         found["max_requests_per_connection"] = http["maxRequestsPerConnection"]
     if http.get("maxConcurrentStreams"):
         found["max_concurrent_streams"] = http["maxConcurrentStreams"]
-    if protocol in (Protocol.HTTP2, Protocol.GRPC) or (
-        protocol in (Protocol.HTTP, Protocol.GRPC_WEB) and http.get("h2UpgradePolicy") == "UPGRADE"
+    if protocol in (Protocol.HTTP2, Protocol.GRPC, Protocol.GRPC_WEB) or (
+        protocol is Protocol.HTTP and http.get("h2UpgradePolicy") == "UPGRADE"
     ):
         found["speaks_http2"] = True
     if http.get("h2UpgradePolicy") == "DO_NOT_UPGRADE":

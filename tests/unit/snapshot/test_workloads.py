@@ -284,7 +284,7 @@ def test_abstract_unix_sockets_are_left_out_and_reported() -> None:
 
 
 @pytest.mark.parametrize(
-    ("protocol", "speaks_http2"), [("HTTP", False), ("HTTP2", True), ("GRPC", True), ("GRPC-Web", False)]
+    ("protocol", "speaks_http2"), [("HTTP", False), ("HTTP2", True), ("GRPC", True), ("GRPC-Web", True)]
 )
 def test_the_protocol_of_a_port_says_whether_its_workload_is_spoken_to_in_http2(
     protocol: str, speaks_http2: bool
