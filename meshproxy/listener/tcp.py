@@ -5,6 +5,7 @@ Decides: which chain a connection takes (PeerAuthentication mode, gateway TLS, p
 
 STRICT: a connection whose first bytes are not TLS is reset. PERMISSIVE: the first bytes decide; they are peeked at, not
 read, so that the TLS library or the codec sees them all. SO_RCVLOWAT keeps a one-byte start from waking us in a loop.
+A PROXY header, where the listener has them, is taken off the socket before anything else looks at it.
 """
 
 import asyncio
@@ -15,7 +16,10 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
+from meshproxy.codec import proxy_protocol
+from meshproxy.codec.proxy_protocol import ProxyHeader, read_header
 from meshproxy.listener.detect import LONGEST_NEEDED_BYTES, First, detect, is_tls
+from meshproxy.listener.proxied import Introduction
 from meshproxy.model.cluster import Protocol
 from meshproxy.model.listener import MtlsMode, ServerTlsMode
 from meshproxy.proxy.downstream_h1 import DownstreamConnection
@@ -94,19 +98,40 @@ class TcpListener:
             connection.setblocking(False)
             if connection.family != socket.AF_UNIX:
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._choose(connection)
+            if runtime.listener.expects_proxy_header:
+                _Peek(self, connection, self._on_proxy_header, proxy_protocol.MAX_V2_BYTES)
+            else:
+                self._choose(connection, None)
 
     # ── which chain ──
 
-    def _choose(self, connection: socket.socket) -> None:
+    def _on_proxy_header(self, connection: socket.socket, first: bytes, is_late: bool) -> bool:
+        header = read_header(first)
+        if header is proxy_protocol.NEED_MORE and not is_late:
+            return False
+        if isinstance(header, ProxyHeader):
+            try:
+                connection.recv(header.length)
+            except OSError:
+                connection.close()
+            else:
+                self._choose(connection, header if header.source is not None else None)
+        else:
+            self.runtime.counters.downstream_cx_proxy_proto_error += 1
+            self.runtime.state.counters.protocol_error("proxy_protocol.no_header")
+            _reset(connection)
+        return True
+
+    def _choose(self, connection: socket.socket, proxied: ProxyHeader | None) -> None:
+        """proxied: the names that a proxy before us gave it."""
         listener = self.runtime.listener
         if listener.tls is not None:
             if listener.tls.mode is ServerTlsMode.PASSTHROUGH:
-                _Peek(self, connection, self._on_client_hello, 65536)
+                _Peek(self, connection, lambda *seen: self._on_client_hello(proxied, *seen), 65536)
             else:
-                self._serve(connection, self.runtime.gateway_context())
+                self._serve(connection, self.runtime.gateway_context(), proxied)
         elif listener.mtls is MtlsMode.DISABLE:
-            self._serve(connection, None)
+            self._serve(connection, None, proxied)
         else:
             _Peek(self, connection, self._on_first_bytes, 3)
 
@@ -129,21 +154,25 @@ class TcpListener:
             self._serve(connection, None)
         return True
 
-    def _on_client_hello(self, connection: socket.socket, first: bytes, is_late: bool) -> bool:
+    def _on_client_hello(
+        self, proxied: ProxyHeader | None, connection: socket.socket, first: bytes, is_late: bool
+    ) -> bool:
         """TLS passthrough: the server name chooses the cluster; TLS itself is not ours to end."""
         hello = parse_client_hello(first)
         if hello is Verdict.NEED_MORE and not is_late:
             return False
         name = hello.server_name if isinstance(hello, ClientHello) else None
-        route = self.l4.find_by_name(_ip(connection.getsockname()), name or "")
+        route = self.l4.find_by_name(_destination(connection, proxied), name or "")
         if route is None:
             self.runtime.counters.no_filter_chain_match += 1
             _reset(connection)
         else:
-            self._start(connection, None, lambda: self._tcp(self.runtime.plain_peer, route, name))
+            self._start(connection, None, lambda: self._tcp(self.runtime.plain_peer, route, name), proxied)
         return True
 
-    def _serve(self, connection: socket.socket, context: ssl.SSLContext | None) -> None:
+    def _serve(
+        self, connection: socket.socket, context: ssl.SSLContext | None, proxied: ProxyHeader | None = None
+    ) -> None:
         runtime = self.runtime
         peer = runtime.plain_peer if context is None else None
         protocol = runtime.listener.protocol
@@ -153,32 +182,43 @@ class TcpListener:
         elif protocol is Protocol.AUTO:
             factory = lambda: _Detecting(self, peer)  # noqa: E731
         else:
-            route = self.l4.find(_ip(connection.getsockname()))
+            route = self.l4.find(_destination(connection, proxied))
             if route is None:
                 runtime.counters.no_filter_chain_match += 1
                 _reset(connection)
                 return
             factory = lambda: self._tcp(peer, route)  # noqa: E731
-        self._start(connection, context, factory)
+        self._start(connection, context, factory, proxied)
 
     def _tcp(self, peer: PeerContext | None, route: L4Route, server_name: str | None = None) -> TcpSession:
         return TcpSession(self.runtime, peer, route.cluster_key(self.runtime.state.draw()), server_name)
 
     def _start(
-        self, connection: socket.socket, context: ssl.SSLContext | None, factory: Callable[[], asyncio.Protocol]
+        self,
+        connection: socket.socket,
+        context: ssl.SSLContext | None,
+        factory: Callable[[], asyncio.Protocol],
+        proxied: ProxyHeader | None,
     ) -> None:
-        task = self.runtime.state.loop.create_task(self._adopt(connection, context, factory))
+        task = self.runtime.state.loop.create_task(self._adopt(connection, context, factory, proxied))
         self._pending.add(task)
         task.add_done_callback(self._pending.discard)
 
     async def _adopt(
-        self, connection: socket.socket, context: ssl.SSLContext | None, factory: Callable[[], asyncio.Protocol]
+        self,
+        connection: socket.socket,
+        context: ssl.SSLContext | None,
+        factory: Callable[[], asyncio.Protocol],
+        proxied: ProxyHeader | None,
     ) -> None:
         loop = self.runtime.state.loop
         counters = self.runtime.counters
         try:
             if context is None:
-                await loop.connect_accepted_socket(factory, connection)
+                if proxied is not None:
+                    await loop.connect_accepted_socket(lambda: Introduction(factory, proxied), connection)
+                else:
+                    await loop.connect_accepted_socket(factory, connection)
             else:
                 await accept_tls(
                     factory,
@@ -186,6 +226,7 @@ class TcpListener:
                     context,
                     handshake_timeout_s=TLS_HANDSHAKE_TIMEOUT_S,
                     keeps_server_name=self.runtime.state.access_log is not None,
+                    below=(lambda tls: Introduction(lambda: tls, proxied)) if proxied is not None else None,
                 )
                 counters.ssl_handshake += 1
         except HandshakeError as error:
@@ -197,6 +238,10 @@ class TcpListener:
             connection.close()
 
 
+_Decide = Callable[[socket.socket, bytes, bool], bool]
+"""(connection, what has come, whether no more will) → whether that was enough."""
+
+
 class _Peek:
     """Waits for a connection's first bytes without taking them off the socket."""
 
@@ -206,7 +251,7 @@ class _Peek:
         self,
         listener: TcpListener,
         connection: socket.socket,
-        decide: Callable[[socket.socket, bytes, bool], bool],
+        decide: _Decide,
         want: int,
     ) -> None:
         self._listener = listener
@@ -330,6 +375,11 @@ def _reset(connection: socket.socket) -> None:
     """Close with RST: the downstream must not take it for an orderly end."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
     connection.close()
+
+
+def _destination(connection: socket.socket, proxied: ProxyHeader | None) -> str:
+    """The address that the downstream meant to reach, by which routes may choose."""
+    return _ip(connection.getsockname() if proxied is None else proxied.destination)
 
 
 def _ip(name: object) -> str:

@@ -76,6 +76,8 @@ class Listener:
     idle_timeout_s: float | None = 3600.0
     """None: never; for UDP: the cluster's."""
     max_connections: int | None = None
+    expects_proxy_header: bool = False
+    """Gateway only: a connection begins with a PROXY header (version 1 or 2), which says whose it is."""
     is_quic: bool = False
     """HTTP/3: a UDP socket, beside the TCP listener of the same address that has `advertises_quic`."""
     advertises_quic: bool = False

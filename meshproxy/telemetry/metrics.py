@@ -113,6 +113,7 @@ _LISTENER_HELP = {
     "downstream_cx_protocol_error": "Connections closed because the downstream broke the protocol.",
     "downstream_cx_rx_bytes_total": "Bytes received from downstreams.",
     "downstream_cx_tx_bytes_total": "Bytes sent to downstreams.",
+    "downstream_cx_proxy_proto_error": "Connections refused because they began with no PROXY header, or a wrong one.",
     "downstream_pre_cx_timeout": "Connections closed because their first bytes or handshake took too long.",
     "downstream_rq_total": "Requests received.",
     "downstream_rq_active": "Requests in flight.",

@@ -279,6 +279,7 @@ class ListenerCounters:
     downstream_cx_protocol_error: int = 0
     downstream_cx_rx_bytes_total: int = 0
     downstream_cx_tx_bytes_total: int = 0
+    downstream_cx_proxy_proto_error: int = 0
     downstream_pre_cx_timeout: int = 0
     downstream_rq_total: int = 0
     downstream_rq_active: int = 0

@@ -552,6 +552,9 @@ def _handshake_error(error: ssl.SSLError) -> HandshakeError:
 
 # ── as asyncio's own calls with ssl=, on these transports ──
 
+Below = Callable[[TlsTransport], asyncio.Protocol]
+"""Makes what the TCP transport sees first: it has its say before TLS, then calls connection_made of TLS."""
+
 
 async def accept_tls(
     factory: Callable[[], asyncio.Protocol],
@@ -561,6 +564,7 @@ async def accept_tls(
     verify: Verify | None = None,
     handshake_timeout_s: float = HANDSHAKE_TIMEOUT_S,
     keeps_server_name: bool = False,
+    below: Below | None = None,
 ) -> tuple[TlsTransport, asyncio.Protocol]:
     """Serve TLS on an accepted socket, as loop.connect_accepted_socket(…, ssl=context); HandshakeError or OSError."""
     loop = asyncio.get_running_loop()
@@ -575,7 +579,7 @@ async def accept_tls(
         handshake_timeout_s=handshake_timeout_s,
         keeps_server_name=keeps_server_name,
     )
-    await loop.connect_accepted_socket(lambda: tls, connection)
+    await loop.connect_accepted_socket(lambda: below(tls) if below is not None else tls, connection)
     return await _until(done, tls), app
 
 
@@ -589,6 +593,7 @@ async def connect_tls(
     verify: Verify | None = None,
     slot: SessionSlot | None = None,
     handshake_timeout_s: float = HANDSHAKE_TIMEOUT_S,
+    below: Below | None = None,
 ) -> tuple[TlsTransport, asyncio.Protocol]:
     """Connect and finish the handshake, as loop.create_connection(…, ssl=context); HandshakeError or OSError.
 
@@ -607,10 +612,11 @@ async def connect_tls(
         on_done=lambda error: _settle(done, error),
         handshake_timeout_s=handshake_timeout_s,
     )
+    lowest = below(tls) if below is not None else tls
     if host.startswith("/"):
-        await loop.create_unix_connection(lambda: tls, host)
+        await loop.create_unix_connection(lambda: lowest, host)
     else:
-        await loop.create_connection(lambda: tls, host, port)
+        await loop.create_connection(lambda: lowest, host, port)
     return await _until(done, tls), app
 
 

@@ -179,7 +179,7 @@ class LiveWorker:
             protocol=protocol,
             mtls=mtls,
             route_table=table.name if protocol is not Protocol.TCP else None,
-            tcp_routes=(TcpRoute(clusters=weighted),) if not protocol.is_http else (),
+            tcp_routes=fields.pop("tcp_routes", (TcpRoute(clusters=weighted),) if not protocol.is_http else ()),
             **fields,
         )
         self.put(m.PutRouteTable(table), m.PutListener(listener), sockets=[sock])
