@@ -5,7 +5,8 @@ the categories: RFC 9113 §8.1 to §8.3, §10.3; "HTTP/2: The Sequel is Always W
 are ours.
 
 A case is (name, parts). The parts are what is sent on a stream one after another: fields are HEADERS, bytes are DATA,
-and the last one ends the stream. ODD are legal, if odd: they must arrive as one request each.
+and the last one ends the stream. ODD are legal, if odd, and must arrive as one request each: their third part says what
+of it (method, target, body, trailers) or which fields, by name; None: no such field.
 """
 
 from tests.support.http2_client import Field, request
@@ -150,8 +151,54 @@ MALFORMED: list[tuple[str, Parts]] = [
     ("connect_with_protocol_and_line_break", pseudo(method=b"CONNECT", protocol=b"websocket\r\nfoo: b")),
     # ── trailers ──
     ("trailer_with_pseudo_field", post(trailers=[(b":path", b"/smuggled")])),
+    ("trailer_with_transfer_encoding", post(trailers=[(b"transfer-encoding", b"chunked")])),
+    ("trailer_with_connection", post(trailers=[(b"connection", b"close")])),
     ("trailer_with_line_break", post(trailers=[(b"foo", b"b\r\n\r\n" + SMUGGLED)])),
     ("trailer_with_upper_case_name", post(trailers=[(b"Foo", b"b")])),
     ("trailer_with_empty_name", post(trailers=[(b"", b"b")])),
     ("trailer_with_colon_in_name", post(trailers=[(b"foo: b", b"c")])),
+]  # fmt: skip
+
+
+def odd(*fields: Field, method: str = "GET", path: str = "/") -> list[Field]:
+    return request(path, *fields, method=method)
+
+
+ODD: list[tuple[str, Parts, dict[str, object]]] = [
+    ("te_trailers_is_kept", (odd((b"te", b"trailers")),), {"te": b"trailers"}),
+    ("te_trailers_in_capitals", (odd((b"te", b"Trailers")),), {"te": b"trailers"}),
+    ("host_that_says_the_same", (odd((b"host", b"a.example")),), {"host": b"a.example"}),
+    ("host_in_capitals", (odd((b"host", b"A.Example")),), {"host": b"a.example"}),
+    ("host_alone", ([*WITHOUT_AUTHORITY, (b"host", b"a.example")],), {"host": b"a.example", "target": b"/bad"}),
+    ("authority_with_port", pseudo(authority=b"a.example:8080"), {"host": b"a.example:8080", "target": b"/bad"}),
+    ("three_cookies", (odd((b"cookie", b"a=b"), (b"cookie", b"c=d"), (b"cookie", b"e=f")),),
+     {"cookie": b"a=b; c=d; e=f"}),
+    ("cookies_of_a_browser", (odd(*[(b"cookie", b"a=b")] * 180),), {"cookie": b"; ".join([b"a=b"] * 180)}),
+    ("options_asterisk", pseudo(method=b"OPTIONS", path=b"*"), {"method": b"OPTIONS", "target": b"*"}),
+    ("get_with_body", (odd(), b"abc"), {"body": b"abc", "transfer-encoding": b"chunked"}),
+    ("get_with_length_and_body", (odd(*length(b"3")), b"a", b"bc"), {"body": b"abc", "transfer-encoding": None}),
+    ("get_with_empty_body", (odd(), b""), {"body": b""}),
+    ("get_with_length_0_and_empty_data", (odd(*length(b"0")), b""), {"body": b"", "content-length": b"0"}),
+    ("length_with_zeros_before", (odd(*length(b"0003"), method="POST"), b"abc"), {"body": b"abc"}),
+    ("post_without_body", (odd(method="POST"),), {"method": b"POST", "body": b""}),
+    ("post_of_a_request", (odd(method="POST"), SMUGGLED), {"body": SMUGGLED}),
+    ("post_of_an_end_of_chunks", (odd(method="POST"), b"0\r\n\r\n" + SMUGGLED), {"body": b"0\r\n\r\n" + SMUGGLED}),
+    ("post_of_a_request_of_a_length", (odd(*length(b"%d" % len(SMUGGLED)), method="POST"), SMUGGLED),
+     {"body": SMUGGLED}),
+    ("post_with_expect", (odd((b"expect", b"100-continue"), method="POST"), b"abc"), {"body": b"abc"}),
+    ("post_with_only_trailers", (odd(method="POST"), [(b"a", b"b")]), {"body": b"", "trailers": [(b"a", b"b")]}),
+    ("post_with_length_0_and_trailers", (odd(*length(b"0"), method="POST"), [(b"a", b"b")]), {"body": b""}),
+    ("post_with_length_and_trailers", (odd(*length(b"3"), method="POST"), b"abc", [(b"a", b"b")]), {"body": b"abc"}),
+    ("trailers_that_belong_into_a_head",
+     (odd(method="POST"), b"abc", [*length(b"9"), (b"host", b"b"), (b"trailer", b"c"), (b"a", b"b")]),
+     {"body": b"abc", "trailers": [(b"a", b"b")], "content-length": None, "host": b"a.example"}),
+    ("value_with_spaces_and_tabs_within", (odd((b"foo", b"a \t b")),), {"foo": b"a \t b"}),
+    ("value_empty", (odd((b"foo", b"")),), {"foo": b""}),
+    ("value_in_utf_8", (odd((b"foo", "ä".encode())),), {"foo": "ä".encode()}),
+    ("value_like_a_field", (odd((b"foo", b"transfer-encoding: chunked")),), {"foo": b"transfer-encoding: chunked"}),
+    ("name_of_all_letters", (odd((b"!#$%&'*+.^_`|~0-9az", b"b")),), {"!#$%&'*+.^_`|~0-9az": b"b"}),
+    ("name_like_method", (odd((b"get", b"/ HTTP/1.1")),), {"get": b"/ HTTP/1.1"}),
+    ("path_with_odd_letters", (odd(path="/a?b=\"<>\\^`{|}%00//../;@:"),), {"target": b"/a?b=\"<>\\^`{|}%00//../;@:"}),
+    ("method_of_odd_letters", (odd(method="!#$%&'*+.^_`|~0-9az"),), {"method": b"!#$%&'*+.^_`|~0-9az"}),
+    ("scheme_https", pseudo(scheme=b"https"), {"target": b"/bad", "x-forwarded-proto": b"http"}),
 ]  # fmt: skip

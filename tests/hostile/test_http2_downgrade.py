@@ -1,15 +1,19 @@
 """HTTP/2 in front of an HTTP/1.1 upstream: no request becomes another one, or two, on the way down."""
 
 import asyncio
+import itertools
 
 import pytest
 
-from tests.hostile.http2_requests import MALFORMED, Parts
+from tests.hostile.http1_responses import MALFORMED as BAD_RESPONSES
+from tests.hostile.http1_responses import TRUNCATED
+from tests.hostile.http2_requests import MALFORMED, ODD, SMUGGLED, Parts
 from tests.support.http2_client import (
     DATA,
     END_HEADERS,
     END_STREAM,
     HEADERS,
+    INTERNAL_ERROR,
     PROTOCOL_ERROR,
     Http2Client,
     Stream,
@@ -19,6 +23,7 @@ from tests.support.http2_client import (
     request,
 )
 from tests.support.live_worker import LiveWorker, until
+from tests.support.origin import Origin, ScriptedOrigin
 from tests.support.raw_server import RawServer
 
 
@@ -86,3 +91,82 @@ def _is_cut(head: bytes, body: bytes) -> bool:
         return b"0\r\n\r\n" not in body
     _, _, length = head.partition(b"\r\ncontent-length: ")
     return len(body) < int(length.partition(b"\r\n")[0] or 0)
+
+
+@pytest.mark.parametrize(("name", "parts", "arrives"), ODD, ids=[case[0] for case in ODD])
+async def test_what_is_odd_but_legal_arrives_as_the_request_it_is(
+    name: str, parts: Parts, arrives: dict[str, object]
+) -> None:
+    """Twice on one connection, then another one."""
+    async with Origin() as origin, LiveWorker() as live:
+        async with Http2Client(live.listen(live.cluster([("127.0.0.1", origin.port)]))) as client:
+            await client.handshake()
+            for stream_id in (1, 3):
+                client.send(frames(stream_id, parts))
+                assert (await client.response(stream_id)).status == 200
+            client.send(headers_frame(5, request("/next")))
+            assert (await client.response(5)).body == b"ok"
+    assert origin.errors == []
+    *odd, after = origin.requests
+    assert after.target == b"/next"
+    assert len(odd) == 2
+    for seen in odd:
+        for part, value in arrives.items():
+            if part in ("method", "target", "body", "trailers"):
+                assert getattr(seen, part) == value
+            else:
+                values = [held for key, held in seen.headers if key == part.encode()]
+                assert values == ([] if value is None else [value])
+
+
+async def test_the_same_fields_with_and_without_a_body_are_different_requests() -> None:
+    """One after another in every order, as what is known of one block must not stand in for the other."""
+    head = request("/", (b"content-length", b"0"), method="POST")
+    kinds: dict[str, Parts] = {"end": (head,), "empty": (head, b""), "trailers": (head, [(b"a", b"b")])}
+    open_head = request("/", method="POST")
+    kinds |= {"plain": (open_head,), "body": (open_head, SMUGGLED), "later": (open_head, b"", SMUGGLED)}
+    orders = list(itertools.permutations(kinds, 2))
+    async with Origin() as origin, LiveWorker() as live:
+        async with Http2Client(live.listen(live.cluster([("127.0.0.1", origin.port)]))) as client:
+            await client.handshake()
+            sent = [kind for order in orders for kind in order]
+            for number, kind in enumerate(sent):
+                client.send(frames(2 * number + 1, kinds[kind]))
+                assert (await client.response(2 * number + 1)).status == 200
+    assert origin.errors == []
+    bodies = {"body": SMUGGLED, "later": SMUGGLED}
+    assert [seen.body for seen in origin.requests] == [bodies.get(kind, b"") for kind in sent]
+
+
+# ── and back ──
+
+
+@pytest.mark.parametrize(("name", "script"), BAD_RESPONSES, ids=[case[0] for case in BAD_RESPONSES])
+async def test_a_malformed_response_becomes_an_error_of_ours_and_its_connection_serves_nobody_else(
+    name: str, script: bytes
+) -> None:
+    async with ScriptedOrigin(script) as origin, LiveWorker() as live:
+        async with Http2Client(live.listen(live.cluster([("127.0.0.1", origin.port)]))) as client:
+            await client.handshake()
+            for number, stream_id in enumerate((1, 3), 1):
+                client.send(headers_frame(stream_id, request(method="POST"), end_stream=True))
+                answer = await client.response(stream_id)
+                assert answer.status in (502, 503)
+                assert b"hello" not in answer.body
+                assert b"set-cookie" not in dict(answer.headers)
+                assert live.pooled() == 0
+                assert origin.connections == number
+
+
+@pytest.mark.parametrize(("name", "script"), TRUNCATED, ids=[case[0] for case in TRUNCATED])
+async def test_a_response_that_breaks_off_is_never_a_whole_one(name: str, script: bytes) -> None:
+    """The stream is reset; the connection, and what else is on it, goes on."""
+    async with ScriptedOrigin(script) as origin, LiveWorker() as live:
+        async with Http2Client(live.listen(live.cluster([("127.0.0.1", origin.port)]))) as client:
+            await client.handshake()
+            client.send(headers_frame(1, request(method="POST")))
+            await client.expect_rst(1, INTERNAL_ERROR)
+            assert not client.streams[1].has_ended
+            await client.expect_ping()
+            assert client.closed is None
+            assert live.pooled() == 0
