@@ -11,6 +11,7 @@ from meshproxy.model.cluster import Protocol
 from meshproxy.model.listener import Direction, Listener, ServerTls, ServerTlsMode, TcpRoute
 from meshproxy.model.route import Redirect, Route, RouteTable, VirtualHost
 from meshproxy.resources.document import Resource
+from meshproxy.snapshot.gateway_topology import expects_proxy_header
 from meshproxy.snapshot.hosts import domains, selects, specificity
 from meshproxy.snapshot.listeners import Bind, Listeners, VirtualHosts
 from meshproxy.snapshot.protocols import declared_protocol
@@ -121,11 +122,16 @@ class _Builder:
         local: LocalWorkload,
     ) -> Listener | None:
         """The listener of that address, opened if it is not; None where it is taken by something else."""
+        is_proxied = expects_proxy_header(gateway, self._listeners.findings)
         opened = self._open.get(bind.name)
         if opened is not None:
             listener = self._listeners.by_name[bind.name]
-            if listener.workload_id != local.workload.id or listener.protocol != protocol or listener.tls != tls:
+            known = (listener.workload_id, listener.protocol, listener.tls, listener.expects_proxy_header)
+            if known != (local.workload.id, protocol, tls, is_proxied):
                 message = f"{bind} has a server with another protocol, tls or workload already (from {listener.source})"
+                if listener.expects_proxy_header is not is_proxied:
+                    expects = "expects" if listener.expects_proxy_header else "does not expect"
+                    message = f"{bind} has a server that {expects} PROXY headers already (from {listener.source})"
                 action = "the first server keeps it; give this one another port"
                 self._listeners.findings.error(gateway, path, message, action)
                 return None
@@ -142,6 +148,7 @@ class _Builder:
             tls=tls,
             route_table=bind.name if protocol.is_http else None,
             idle_timeout_s=self._listeners.idle_timeout_s,
+            expects_proxy_header=is_proxied,
             source=gateway.source,
         )
         empty = RouteTable(name=bind.name, virtual_hosts=()) if protocol.is_http else None
