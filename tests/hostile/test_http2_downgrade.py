@@ -14,6 +14,7 @@ from tests.support.http2_client import (
     END_STREAM,
     HEADERS,
     INTERNAL_ERROR,
+    NO_ERROR,
     PROTOCOL_ERROR,
     Http2Client,
     Stream,
@@ -170,3 +171,56 @@ async def test_a_response_that_breaks_off_is_never_a_whole_one(name: str, script
             await client.expect_ping()
             assert client.closed is None
             assert live.pooled() == 0
+
+
+async def test_bytes_after_a_response_are_not_the_next_answer() -> None:
+    evil = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil"
+    honest = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nfirst"
+    async with ScriptedOrigin(honest + evil, closes=False) as origin, LiveWorker() as live:
+        async with Http2Client(live.listen(live.cluster([("127.0.0.1", origin.port)]))) as client:
+            await client.handshake()
+            for stream_id in (1, 3, 5):
+                client.send(headers_frame(stream_id, request()))
+                assert (await client.response(stream_id)).body == b"first"
+            assert origin.connections == 3
+
+
+@pytest.mark.parametrize("status", [b"204 No Content", b"304 Not Modified"])
+async def test_a_body_where_there_is_none_is_not_the_next_answer(status: bytes) -> None:
+    evil = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil"
+    async with ScriptedOrigin(b"HTTP/1.1 " + status + b"\r\n\r\n" + evil, closes=False) as origin, LiveWorker() as live:
+        async with Http2Client(live.listen(live.cluster([("127.0.0.1", origin.port)]))) as client:
+            await client.handshake()
+            for stream_id in (1, 3):
+                client.send(headers_frame(stream_id, request()))
+                answer = await client.response(stream_id)
+                assert (answer.status, answer.body) == (int(status[:3]), b"")
+            assert origin.connections == 2
+
+
+@pytest.mark.parametrize("method", ["POST", "HEAD", "GET"])
+async def test_an_answer_before_the_body_is_whole_ends_the_upstream_connection(method: str) -> None:
+    """What of the body would come later must not be the next request there."""
+    async with ScriptedOrigin(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", closes=False) as origin:
+        async with LiveWorker() as live:
+            async with Http2Client(live.listen(live.cluster([("127.0.0.1", origin.port)]))) as client:
+                await client.handshake()
+                for number, stream_id in enumerate((1, 3), 1):
+                    client.send(headers_frame(stream_id, request(method=method), end_stream=False))
+                    assert (await client.response(stream_id)).status == 200
+                    await client.expect_rst(stream_id, NO_ERROR)
+                    client.send(raw_frame(DATA, END_STREAM, stream_id, SMUGGLED))
+                    await client.expect_ping(b"%08d" % number)
+                    assert (live.pooled(), live.open_upstreams(), origin.connections) == (0, 0, number)
+
+
+async def test_an_answer_to_head_has_a_length_and_no_body() -> None:
+    async with ScriptedOrigin(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n", closes=False) as origin:
+        async with LiveWorker() as live:
+            async with Http2Client(live.listen(live.cluster([("127.0.0.1", origin.port)]))) as client:
+                await client.handshake()
+                client.send(headers_frame(1, request(method="HEAD")))
+                answer = await client.response(1)
+                assert dict(answer.headers)[b"content-length"] == b"9"
+                assert answer.body == b""
+                assert live.pooled() == 1
