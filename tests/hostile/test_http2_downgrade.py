@@ -2,9 +2,12 @@
 
 import asyncio
 import itertools
+import re
 
 import pytest
 
+from tests.hostile.http1_requests import LEGAL
+from tests.hostile.http1_requests import MALFORMED as BAD_REQUESTS
 from tests.hostile.http1_responses import MALFORMED as BAD_RESPONSES
 from tests.hostile.http1_responses import TRUNCATED
 from tests.hostile.http2_requests import MALFORMED, ODD, SMUGGLED, Parts
@@ -23,7 +26,8 @@ from tests.support.http2_client import (
     raw_frame,
     request,
 )
-from tests.support.live_worker import LiveWorker, until
+from tests.support.http2_origin import H2Answer, H2Origin
+from tests.support.live_worker import LiveWorker, exchange, until
 from tests.support.origin import Origin, ScriptedOrigin
 from tests.support.raw_server import RawServer
 
@@ -224,3 +228,31 @@ async def test_an_answer_to_head_has_a_length_and_no_body() -> None:
                 assert dict(answer.headers)[b"content-length"] == b"9"
                 assert answer.body == b""
                 assert live.pooled() == 1
+
+
+# ── and up: HTTP/1.1 in front of an HTTP/2 upstream ──
+
+
+@pytest.mark.parametrize(("name", "data", "status"), BAD_REQUESTS, ids=[case[0] for case in BAD_REQUESTS])
+async def test_a_malformed_http1_request_does_not_become_an_http2_one(name: str, data: bytes, status: int) -> None:
+    async with H2Origin(lambda _: H2Answer(b"ok")) as origin, LiveWorker() as live:
+        port = live.listen(live.cluster([("127.0.0.1", origin.port)], speaks_http2=True))
+        answer = await exchange(port, data)
+        assert not [seen for seen in origin.requests if seen.is_whole], name
+        statuses = re.findall(rb"HTTP/1\.1 (\d{3})", answer)
+        assert len(statuses) <= 1
+        assert status == 0 or int(statuses[0]) == status
+
+
+@pytest.mark.parametrize(("name", "data"), LEGAL, ids=[case[0] for case in LEGAL])
+async def test_an_odd_but_legal_http1_request_is_one_http2_request(name: str, data: bytes) -> None:
+    """The origin's library refuses what RFC 9113 forbids: upper case, fields of a connection, two hosts."""
+    async with H2Origin(lambda _: H2Answer(b"ok")) as origin, LiveWorker() as live:
+        port = live.listen(live.cluster([("127.0.0.1", origin.port)], speaks_http2=True))
+        answer = await exchange(port, data)
+        assert answer.startswith(b"HTTP/1.1 200"), answer
+        (seen,) = origin.requests
+        assert seen.is_whole
+        names = [field for field, _ in seen.fields]
+        assert names[:4] == [b":method", b":scheme", b":authority", b":path"]
+        assert not {b"host", b"connection", b"transfer-encoding", b"keep-alive", b"upgrade"} & set(names)
