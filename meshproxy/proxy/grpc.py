@@ -32,7 +32,16 @@ MAX_MESSAGE_BYTES = 4096
 class GrpcStream(HttpStream):
     knows_grpc = True
 
-    __slots__ = ("_has_own_deadline", "_judged_as", "_text", "_web_type", "grpc_status", "is_call")
+    __slots__ = (
+        "_has_own_deadline",
+        "_judged_as",
+        "_received",
+        "_sent",
+        "_text",
+        "_web_type",
+        "grpc_status",
+        "is_call",
+    )
 
     def __init__(self, down: Downstream, listener: ListenerRuntime, peer: PeerContext) -> None:
         super().__init__(down, listener, peer)
@@ -55,6 +64,8 @@ class GrpcStream(HttpStream):
         if grpc_web.is_grpc_web(head.grpc) and self.listener.listener.protocol is Protocol.GRPC_WEB:
             self.is_call = True
             head = self._translated(head)
+        if self.is_call:
+            self._received, self._sent = grpc.MessageCounter(), grpc.MessageCounter()
         super().start(head, now)
         if not self.is_call or not self.is_active:
             return
@@ -88,6 +99,8 @@ class GrpcStream(HttpStream):
             except RemoteProtocolError as error:
                 self._refuse(error)
                 return
+        if self.is_call:
+            self._received.feed(data)
         super().on_request_body(data, is_complete, trailers)
 
     def _refuse(self, error: RemoteProtocolError) -> None:
@@ -120,9 +133,11 @@ class GrpcStream(HttpStream):
                 head.block += _status_fields(grpc.from_http(head.status), body[:MAX_MESSAGE_BYTES])
                 self._leave_upstream()
                 body, is_complete = b"", True
-            elif body and self._web_type is grpc_web.TEXT:
+            head.body = UNSAID if is_complete and not body else CHUNKED
+        if body and self.is_call:
+            self._sent.feed(body)
+            if self._web_type is grpc_web.TEXT:
                 body = grpc_web.encoded(body)
-            head.body = UNSAID if is_complete else CHUNKED
         super().on_response(head, body, is_complete)
 
     def _count_status(self, head: ResponseHead) -> bool:
@@ -157,6 +172,9 @@ class GrpcStream(HttpStream):
             # Too late for outlier detection and for a retry, as in Envoy: the answer is out.
             if self.endpoint is not None and (self.grpc_status is None or grpc.to_http(self.grpc_status) >= 500):
                 self.endpoint.rq_error += 1
+        if self.is_call:
+            self._sent.feed(body)
+            self._count_messages()
         if self._web_type:
             if trailers:
                 body += grpc_web.trailer_frame(trailers)
@@ -164,6 +182,19 @@ class GrpcStream(HttpStream):
             if body and self._web_type is grpc_web.TEXT:
                 body = grpc_web.encoded(body)
         super().on_response_body(body, is_complete, trailers)
+
+    def _count_messages(self) -> None:
+        """Those that were not counted yet: a call may go on for days."""
+        received, sent, endpoint, cluster = self._received, self._sent, self.endpoint, self.cluster
+        if endpoint is None or cluster is None or not (received.count or sent.count):
+            return
+        key = -self.peer.number  # keys of requests and connections are positive
+        series = endpoint.series.get(key)
+        if series is None:
+            series = endpoint.series[key] = self.listener.message_series(self.peer, endpoint, cluster.cluster)
+        series.received += received.count
+        series.sent += sent.count
+        received.count = sent.count = 0
 
     def _leave_upstream(self) -> None:
         connection, self.connection = self.connection, None
@@ -209,6 +240,7 @@ class GrpcStream(HttpStream):
         status = self.grpc_status
         if status is None and self.status:
             status = grpc.from_http(self.status)
+        self._count_messages()
         peer = self.peer
         self.peer = peer.of_grpc(status)
         super()._finish_accounting(now)

@@ -12,7 +12,15 @@ from meshproxy.model.cluster import Cluster, Protocol
 from meshproxy.model.listener import Direction, Listener, ServerTlsMode
 from meshproxy.model.workload import UNKNOWN_WORKLOAD, WorkloadLabels
 from meshproxy.route.table import CompiledTable
-from meshproxy.telemetry.recorder import HttpSeries, ListenerCounters, TcpSeries, http_labels, tcp_labels
+from meshproxy.telemetry.recorder import (
+    MESSAGE_LABELS,
+    HttpSeries,
+    ListenerCounters,
+    MessageSeries,
+    TcpSeries,
+    http_labels,
+    tcp_labels,
+)
 from meshproxy.tls.context import gateway_context
 from meshproxy.tls.verify import IdentityRefused, PeerCertificate, peer_identity, xfcc_element
 from meshproxy.upstream.cluster_runtime import EndpointRuntime, WorkloadRuntime
@@ -177,6 +185,11 @@ class ListenerRuntime:
             response_flags=flag,
         )
         return self.state.recorder.http_series(labels)
+
+    def message_series(self, peer: PeerContext, endpoint: EndpointRuntime, cluster: Cluster) -> MessageSeries:
+        """As http_series, for the messages of gRPC calls."""
+        labels = http_labels(**self._labels(peer, endpoint, cluster))
+        return self.state.recorder.message_series(labels[: len(MESSAGE_LABELS)])
 
     def tcp_series(
         self, peer: PeerContext, endpoint: EndpointRuntime | None, cluster: Cluster | None, flag: str

@@ -28,12 +28,14 @@ from meshproxy.telemetry.recorder import (
     DURATION_BOUNDS_MS,
     HTTP_LABELS,
     LISTENER_FIELDS,
+    MESSAGE_LABELS,
     OVERFLOW,
     OVERLOAD_ACTIONS,
     SEPARATOR,
     TCP_LABELS,
     Flush,
     HttpRow,
+    MessageRow,
     TcpRow,
     is_gauge,
 )
@@ -45,7 +47,7 @@ IDLE_S = 3600.0
 _MAX_ERROR_WORDS = 256
 _STALLS_KEPT = 60  # one flush a second: a minute
 _DESTINATION = HTTP_LABELS.index("destination_service")
-assert TCP_LABELS[_DESTINATION] == "destination_service"
+assert TCP_LABELS[_DESTINATION] == MESSAGE_LABELS[_DESTINATION] == "destination_service"
 
 
 class HttpTotals:
@@ -102,6 +104,24 @@ class TcpTotals:
         self.received_bytes += row[4]
 
 
+class MessageTotals:
+    """One label set's gRPC messages over all workers since the start."""
+
+    __slots__ = ("changed_at", "labels", "received", "sent")
+
+    def __init__(self, labels: tuple[str, ...]) -> None:
+        self.labels = labels
+        self.changed_at = 0.0
+        self.clear()
+
+    def clear(self) -> None:
+        self.received = self.sent = 0
+
+    def add(self, row: MessageRow) -> None:
+        self.received += row[1]
+        self.sent += row[2]
+
+
 class _FieldTotals:
     """The counters of one cluster or listener: sums, and what each living worker last said of the gauges."""
 
@@ -146,6 +166,7 @@ class Statistics:
         self.http: dict[str, HttpTotals] = {}
         """By the series' key (recorder.SEPARATOR)."""
         self.tcp: dict[str, TcpTotals] = {}
+        self.messages: dict[str, MessageTotals] = {}
         self._clusters: dict[str, _FieldTotals] = {}
         self._listeners: dict[str, _FieldTotals] = {}
         self.protocol_errors: dict[str, int] = {}
@@ -162,6 +183,8 @@ class Statistics:
             self._http_totals(http_row[0], now).add(http_row)
         for tcp_row in flush.tcp:
             self._tcp_totals(tcp_row[0], now).add(tcp_row)
+        for message_row in flush.messages:
+            self._message_totals(message_row[0], now).add(message_row)
         for key, name, values in flush.clusters:
             cluster = self._clusters.get(key)
             if cluster is None:
@@ -199,7 +222,7 @@ class Statistics:
 
     def evict(self, now: float, services: Container[str]) -> None:
         """Forget label sets long untouched whose destination_service is none of these. now: as in merge."""
-        for table in (self.http, self.tcp):
+        for table in (self.http, self.tcp, self.messages):
             gone = [
                 key
                 for key, totals in table.items()
@@ -214,6 +237,8 @@ class Statistics:
             http.clear()
         for tcp in self.tcp.values():
             tcp.clear()
+        for messages in self.messages.values():
+            messages.clear()
         for totals in (*self._clusters.values(), *self._listeners.values()):
             totals.sums = [0] * len(totals.sums)
         self.protocol_errors.clear()
@@ -251,6 +276,16 @@ class Statistics:
                 key = SEPARATOR.join((OVERFLOW,) * len(TCP_LABELS))
             totals = self.tcp.get(key) or TcpTotals(_labels(key))
             self.tcp[key] = totals
+        totals.changed_at = now
+        return totals
+
+    def _message_totals(self, key: str, now: float) -> MessageTotals:
+        totals = self.messages.get(key)
+        if totals is None:
+            if len(self.messages) >= MAX_SERIES:
+                key = SEPARATOR.join((OVERFLOW,) * len(MESSAGE_LABELS))
+            totals = self.messages.get(key) or MessageTotals(_labels(key))
+            self.messages[key] = totals
         totals.changed_at = now
         return totals
 
@@ -311,6 +346,9 @@ def _istio(statistics: Statistics) -> Iterator[Family]:
         metrics.ISTIO_RESPONSE_BYTES,
         ((one.labels, Histogram(one.counts[second:], one.response_sum_bytes)) for one in http),
     )
+    messages = list(statistics.messages.values())
+    yield metrics.ISTIO_REQUEST_MESSAGES, ((one.labels, one.received) for one in messages)
+    yield metrics.ISTIO_RESPONSE_MESSAGES, ((one.labels, one.sent) for one in messages)
     yield metrics.ISTIO_TCP_OPENED, ((one.labels, one.opened) for one in tcp)
     yield metrics.ISTIO_TCP_CLOSED, ((one.labels, one.closed) for one in tcp)
     yield metrics.ISTIO_TCP_SENT, ((one.labels, one.sent_bytes) for one in tcp)

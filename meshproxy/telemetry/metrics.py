@@ -8,7 +8,14 @@ ours.
 from dataclasses import dataclass
 from enum import Enum
 
-from meshproxy.telemetry.recorder import CLUSTER_FIELDS, HTTP_LABELS, LISTENER_FIELDS, TCP_LABELS, is_gauge
+from meshproxy.telemetry.recorder import (
+    CLUSTER_FIELDS,
+    HTTP_LABELS,
+    LISTENER_FIELDS,
+    MESSAGE_LABELS,
+    TCP_LABELS,
+    is_gauge,
+)
 
 
 class MetricType(str, Enum):
@@ -51,6 +58,12 @@ ISTIO_REQUEST_BYTES = Metric(
 )
 ISTIO_RESPONSE_BYTES = Metric(
     "istio_response_bytes", MetricType.HISTOGRAM, "Size of responses in bytes, heads included.", HTTP_LABELS
+)
+ISTIO_REQUEST_MESSAGES = _counter(
+    "istio_request_messages_total", "Messages of gRPC calls, received from the downstream.", *MESSAGE_LABELS
+)
+ISTIO_RESPONSE_MESSAGES = _counter(
+    "istio_response_messages_total", "Messages of gRPC calls, sent to the downstream.", *MESSAGE_LABELS
 )
 ISTIO_TCP_OPENED = _counter("istio_tcp_connections_opened_total", "TCP connections opened.", *TCP_LABELS)
 ISTIO_TCP_CLOSED = _counter("istio_tcp_connections_closed_total", "TCP connections closed.", *TCP_LABELS)
@@ -245,6 +258,8 @@ ALL: tuple[Metric, ...] = (
     ISTIO_REQUEST_DURATION,
     ISTIO_REQUEST_BYTES,
     ISTIO_RESPONSE_BYTES,
+    ISTIO_REQUEST_MESSAGES,
+    ISTIO_RESPONSE_MESSAGES,
     ISTIO_TCP_OPENED,
     ISTIO_TCP_CLOSED,
     ISTIO_TCP_SENT,

@@ -10,7 +10,7 @@ import os
 import sys
 from bisect import bisect_left
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from operator import attrgetter, sub
 
 from meshproxy.model.workload import WorkloadLabels
@@ -42,6 +42,8 @@ HTTP_LABELS = (
     "response_flags",
     "connection_security_policy",
 )
+MESSAGE_LABELS = HTTP_LABELS[: HTTP_LABELS.index("request_protocol")]
+"""Of gRPC messages: they are counted while a call goes on, so nothing of its outcome is among them."""
 TCP_LABELS = tuple(name for name in HTTP_LABELS if name not in ("response_code", "grpc_response_status"))
 
 DURATION_BOUNDS_MS = (
@@ -218,6 +220,20 @@ class TcpSeries:
         """From the downstream (Istio: total bytes received during request)."""
 
 
+class MessageSeries:
+    """gRPC messages of one label set since the last flush. The data path adds to the two numbers directly."""
+
+    __slots__ = ("idle_flushes", "key", "received", "sent")
+
+    def __init__(self, labels: tuple[str, ...]) -> None:
+        self.key = SEPARATOR.join(labels)
+        self.idle_flushes = 0
+        self.received = 0
+        """From the downstream (Istio: request messages)."""
+        self.sent = 0
+        """To the downstream (Istio: response messages)."""
+
+
 @dataclass(slots=True)
 class ClusterCounters:
     """One cluster's statistics under Envoy's names; what ends in `_active` goes up and down, the rest only up."""
@@ -361,13 +377,16 @@ HttpRow = tuple[str, list[int], list[int], list[int], float, int, int]
 """(key, duration, request and response bucket counts, sum of ms, sum of request bytes, sum of response bytes)."""
 TcpRow = tuple[str, int, int, int, int]
 """(key, opened, closed, sent bytes, received bytes)."""
+MessageRow = tuple[str, int, int]
+"""(key, received messages, sent messages)."""
 
 
 @dataclass(slots=True)
 class Flush:
     """What changed in one worker since its last flush. Whoever reads it needs nothing of an earlier one.
 
-    A key is the label values joined by SEPARATOR: HTTP_LABELS for http, TCP_LABELS for tcp.
+    A key is the label values joined by SEPARATOR: HTTP_LABELS for http, TCP_LABELS for tcp, MESSAGE_LABELS for
+    messages.
     """
 
     pid: int
@@ -384,6 +403,7 @@ class Flush:
     protocol_errors: dict[str, int]
     overload: dict[str, int]
     """By OVERLOAD_ACTIONS."""
+    messages: list[MessageRow] = field(default_factory=list)
 
 
 _cluster_values: Callable[[ClusterCounters], tuple[int, ...]] = attrgetter(*CLUSTER_FIELDS)
@@ -416,12 +436,13 @@ class Recorder:
     by labels is not meant for the request path.
     """
 
-    __slots__ = ("_clusters", "_flushed_process", "_http", "_listeners", "_tcp", "process")
+    __slots__ = ("_clusters", "_flushed_process", "_http", "_listeners", "_messages", "_tcp", "process")
 
     def __init__(self) -> None:
         self.process = ProcessCounters()
         self._http: dict[tuple[str, ...], HttpSeries] = {}
         self._tcp: dict[tuple[str, ...], TcpSeries] = {}
+        self._messages: dict[tuple[str, ...], MessageSeries] = {}
         self._clusters: dict[str, _ClusterEntry] = {}
         self._listeners: dict[str, _ListenerEntry] = {}
         self._flushed_process = (0, 0, 0, 0.0)
@@ -446,6 +467,17 @@ class Recorder:
                 if labels in self._tcp:
                     return self._tcp[labels]
             series = self._tcp[labels] = TcpSeries(labels)
+        return series
+
+    def message_series(self, labels: tuple[str, ...]) -> MessageSeries:
+        """The one series of these labels (order of MESSAGE_LABELS); the overflow series once there are MAX_SERIES."""
+        series = self._messages.get(labels)
+        if series is None:
+            if len(self._messages) >= MAX_SERIES:
+                labels = (OVERFLOW,) * len(MESSAGE_LABELS)
+                if labels in self._messages:
+                    return self._messages[labels]
+            series = self._messages[labels] = MessageSeries(labels)
         return series
 
     def cluster(self, key: str, name: str) -> ClusterCounters:
@@ -503,6 +535,7 @@ class Recorder:
             process=(now[0] - before[0], now[1] - before[1], now[2] - before[2], stall_max_s, now[3] - before[3]),
             protocol_errors=errors,
             overload=overload,
+            messages=self._flush_messages(),
         )
 
     def _flush_http(self) -> list[HttpRow]:
@@ -547,6 +580,21 @@ class Recorder:
                     idle.append(series.key)
         for key in idle:
             del self._tcp[tuple(key.split(SEPARATOR))]
+        return rows
+
+    def _flush_messages(self) -> list[MessageRow]:
+        rows = []
+        idle = []
+        for series in self._messages.values():
+            if series.received or series.sent:
+                rows.append((series.key, series.received, series.sent))
+                series.received = series.sent = series.idle_flushes = 0
+            else:
+                series.idle_flushes += 1
+                if series.idle_flushes > IDLE_FLUSHES and sys.getrefcount(series) <= 3:  # as in _flush_http
+                    idle.append(series.key)
+        for key in idle:
+            del self._messages[tuple(key.split(SEPARATOR))]
         return rows
 
     def _flush_clusters(self) -> tuple[list[tuple[str, str, tuple[int, ...]]], list[str]]:

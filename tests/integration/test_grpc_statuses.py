@@ -11,8 +11,10 @@ from meshproxy.model.cluster import OutlierPolicy, Protocol
 from meshproxy.model.route import DirectResponse, Route, WeightedCluster
 from meshproxy.policy.outlier import OutlierDetector
 from tests.integration.test_retry_policies import retrying
+from tests.support.client import Client, post
 from tests.support.grpc_app import GrpcApp, channel, method, status_of
 from tests.support.live_worker import LiveWorker, until
+from tests.support.origin import Origin
 from tests.support.raw_server import RawServer, unused_port
 
 Code = grpc.StatusCode
@@ -58,6 +60,27 @@ async def test_a_call_that_the_caller_cancelled_has_no_status() -> None:
             await app.started.wait()
             call.cancel()
             await until(lambda: live.requests(response_code="0", grpc_response_status="", response_flags="DC") == 1)
+
+
+async def test_messages_are_counted_while_the_call_goes_on() -> None:
+    async with GrpcApp() as app, LiveWorker() as live:
+        async with channel(live.listen(put(live, app), protocol=Protocol.GRPC)) as client:
+            call = method(client, "Bidi")()
+            for number in range(1, 4):
+                await call.write(b"x" * 70_000)
+                assert await call.read() == b"x" * 70_000
+                assert live.messages(reporter="source", destination_service="a.example") == (number, number)
+            await call.done_writing()
+            assert await call.read() is grpc.aio.EOF
+            assert len([letter async for letter in method(client, "ServerStream")(b"four")]) == 4
+            await until(lambda: live.messages() == (4, 7))
+
+
+async def test_of_what_is_no_grpc_no_messages_are_counted() -> None:
+    async with Origin() as origin, LiveWorker() as live:
+        async with Client(live.listen(live.cluster([("127.0.0.1", origin.port)]))) as client:
+            await client.ask(post(b"\0\0\0\0\0"))
+        assert live.messages() == (0, 0)
 
 
 # ── outlier detection ──

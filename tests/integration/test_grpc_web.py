@@ -125,6 +125,7 @@ async def test_a_server_streams(ask: Ask) -> None:
         _, _, body = await ask(listen(live, app.port), "ServerStream", message(b"abc"), BINARY)
         messages, trailers = frames(body)
         assert (messages, trailers[b"grpc-status"]) == ([b"a", b"b", b"c"], b"0")
+        await until(lambda: live.messages() == (1, 3))
 
 
 async def test_a_status_that_comes_alone_stays_in_the_head(ask: Ask) -> None:

@@ -16,7 +16,7 @@ from meshproxy.model.endpoint import Endpoint, LocalityEndpoints
 from meshproxy.model.listener import Direction, Listener, MtlsMode, TcpRoute
 from meshproxy.model.route import Route, RouteTable, VirtualHost, WeightedCluster
 from meshproxy.model.workload import Workload, WorkloadLabels
-from meshproxy.telemetry.recorder import HTTP_LABELS, SEPARATOR, TCP_LABELS
+from meshproxy.telemetry.recorder import HTTP_LABELS, MESSAGE_LABELS, SEPARATOR, TCP_LABELS
 from meshproxy.upstream.cluster_runtime import ClusterRuntime, EndpointRuntime
 from meshproxy.worker.process import Worker
 
@@ -27,6 +27,7 @@ class LiveWorker:
         self.applied: list[m.Applied] = []
         self._requests: Counter[str] = Counter()
         self._tcp: dict[str, tuple[int, ...]] = {}
+        self._messages: dict[str, tuple[int, ...]] = {}
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
@@ -92,8 +93,16 @@ class LiveWorker:
         self.worker.state.send_results = heard.extend
         return heard
 
+    def messages(self, **labels: str) -> tuple[int, ...]:
+        """(received, sent) gRPC messages of all series with these labels."""
+        self._flush()
+        rows = [values for key, values in self._messages.items() if _has(MESSAGE_LABELS, key, labels)]
+        return tuple(map(sum, zip((0, 0), *rows, strict=True)))
+
     def _flush(self) -> None:
         flush = self.worker.state.recorder.flush()
+        for key, *counts in flush.messages:
+            self._messages[key] = tuple(map(sum, zip(self._messages.get(key, (0, 0)), counts, strict=True)))
         for row in flush.http:
             self._requests[row[0]] += sum(row[1])
         for key, *values in flush.tcp:

@@ -21,7 +21,7 @@ from meshproxy.telemetry.exposition import (
 )
 from meshproxy.telemetry.metrics import Metric, MetricType
 from meshproxy.telemetry.process_state import CertificateInfo, ControlCounters, ProcessState, WorkerInfo
-from meshproxy.telemetry.recorder import Flush, Recorder, http_labels, tcp_labels
+from meshproxy.telemetry.recorder import MESSAGE_LABELS, Flush, Recorder, http_labels, tcp_labels
 
 APP = WorkloadLabels("app-v1", "shop", "app", "v1", "app", "v1", "Kubernetes")
 HTTP = http_labels(
@@ -98,6 +98,9 @@ def busy() -> Statistics:
         series.closed += 1
         series.sent_bytes += 10
         series.received_bytes += 20
+        messages = recorder.message_series(HTTP[: len(MESSAGE_LABELS)])
+        messages.received += 3
+        messages.sent += 5
         cluster = recorder.cluster(CLUSTER, CLUSTER)
         cluster.upstream_rq_total += 2
         cluster.upstream_rq_5xx += 1
@@ -159,6 +162,15 @@ def test_requests_carry_the_25_labels_in_istios_order(busy: Statistics) -> None:
     (line,) = [line for line in text_of(busy).splitlines() if line.startswith("istio_requests_total")]
     names = [pair.partition("=")[0] for pair in line[line.index("{") + 1 : line.index("}")].split(",")]
     assert tuple(names) == metrics.ISTIO_REQUESTS.labels and len(names) == 25
+
+
+def test_grpc_messages_of_all_workers_without_labels_of_an_outcome(busy: Statistics) -> None:
+    assert value(busy, "istio_request_messages_total", source_app="app") == 6
+    (sample,) = samples(busy, "istio_response_messages_total")
+    assert sample.value == 10
+    assert "destination_cluster" in sample.labels and "request_protocol" not in sample.labels
+    busy.reset()
+    assert value(busy, "istio_response_messages_total") == 0
 
 
 @pytest.mark.parametrize("is_openmetrics", [False, True])

@@ -112,7 +112,12 @@ def test_an_idle_series_nobody_holds_is_forgotten_and_a_held_one_stays() -> None
     recorder.tcp_series(("x",) * 23)
     for _ in range(IDLE_FLUSHES + 1):
         recorder.flush()
+    held_messages = recorder.message_series(("held",) * 20)
+    recorder.message_series(("x",) * 20)
+    for _ in range(IDLE_FLUSHES + 1):
+        recorder.flush()
     assert recorder.series_count() == (1, 1)
+    assert recorder.message_series(("held",) * 20) is held_messages and len(recorder._messages) == 1
     assert recorder.http_series(HTTP) is held and recorder.tcp_series(TCP) is held_tcp
 
 
@@ -121,8 +126,10 @@ def test_series_are_bounded_and_the_rest_is_counted_together() -> None:
     for code in range(MAX_SERIES + 50):
         recorder.http_series((str(code),) * 25).record(1.0, 1, 1)
         recorder.tcp_series((str(code),) * 23).opened += 1
+        recorder.message_series((str(code),) * 20).sent += 1
     flush = recorder.flush()
-    assert len(flush.http) == len(flush.tcp) == MAX_SERIES + 1
+    assert len(flush.http) == len(flush.tcp) == len(flush.messages) == MAX_SERIES + 1
+    assert [row[1:] for row in flush.messages if row[0].startswith(OVERFLOW)] == [(0, 50)]
     assert [sum(row[1]) for row in flush.http if row[0].startswith(OVERFLOW)] == [50]
     assert [row[1] for row in flush.tcp if row[0].startswith(OVERFLOW)] == [50]
 
