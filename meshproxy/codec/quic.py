@@ -34,7 +34,7 @@ _SIGNATURES: Final = (
     SignatureAlgorithm.RSA_PSS_RSAE_SHA384,
     SignatureAlgorithm.ED25519,
 )
-"""Of a client's CertificateVerify: RFC 8446 §4.2.3 forbids PKCS #1 and SHA-1 there, aioquic would take them."""
+"""Of the other side's CertificateVerify: RFC 8446 §4.2.3 forbids PKCS #1 and SHA-1 there, aioquic would take them."""
 
 
 class ConnectionIds:
@@ -59,48 +59,16 @@ class ConnectionIds:
         return hmac.digest(self._secret, connection_id, hashlib.sha256)[:16]
 
 
-class ServerConnection(QuicConnection):
-    """Windows grow by what was taken (`taken`), never by what merely came."""
+class Connection(QuicConnection):
+    """Either side's. Windows grow by what was taken (`take`), never by what merely came."""
 
-    def __init__(
-        self,
-        *,
-        configuration: QuicConfiguration,
-        original_destination_connection_id: bytes,
-        retry_source_connection_id: bytes | None,
-        ids: ConnectionIds,
-        asks_for_certificate: bool,
-    ) -> None:
-        super().__init__(
-            configuration=configuration,
-            original_destination_connection_id=original_destination_connection_id,
-            retry_source_connection_id=retry_source_connection_id,
-        )
-        self._ids = ids
-        self._asks_for_certificate = asks_for_certificate
-        first = self._host_cids[0]
-        first.cid = ids.new()
-        first.stateless_reset_token = ids.reset_token(first.cid)
-        self.host_cid = self._local_initial_source_connection_id = first.cid
-        self._local_max_streams_bidi = Limit(QuicFrameType.MAX_STREAMS_BIDI, "max_streams_bidi", MAX_STREAMS)
-        self._local_max_streams_uni = Limit(QuicFrameType.MAX_STREAMS_UNI, "max_streams_uni", MAX_CLIENT_STREAMS)
-        self._taken = 0
-
-    # ── overrides of aioquic's ──
+    _taken = 0
 
     def _initialize(self, peer_cid: bytes) -> None:
         super()._initialize(peer_cid)
-        self.tls._request_client_certificate = self._asks_for_certificate
         self.tls._signature_algorithms = [
             algorithm for algorithm in self.tls._signature_algorithms if algorithm in _SIGNATURES
         ]
-
-    def _replenish_connection_ids(self) -> None:
-        before = len(self._host_cids)
-        super()._replenish_connection_ids()
-        for connection_id in self._host_cids[before:]:
-            connection_id.cid = self._ids.new()
-            connection_id.stateless_reset_token = self._ids.reset_token(connection_id.cid)
 
     def _write_connection_limits(self, builder: Any, space: Any) -> None:
         # With this value aioquic's own rule (double at half) never holds; ours stands in `value` before it looks.
@@ -167,11 +135,6 @@ class ServerConnection(QuicConnection):
             space.ack_at = 0.0
 
     @property
-    def is_begun(self) -> bool:
-        """A packet of the client could be read: only then is there anybody to send to."""
-        return bool(self._network_paths) and self._spaces[Epoch.INITIAL].largest_received_packet >= 0
-
-    @property
     def is_closing(self) -> bool:
         return self._close_event is not None
 
@@ -181,7 +144,66 @@ class ServerConnection(QuicConnection):
         own = self.tls._peer_certificate
         return [] if own is None else [own, *self.tls._peer_certificate_chain]
 
+
+class ServerConnection(Connection):
+    def __init__(
+        self,
+        *,
+        configuration: QuicConfiguration,
+        original_destination_connection_id: bytes,
+        retry_source_connection_id: bytes | None,
+        ids: ConnectionIds,
+        asks_for_certificate: bool,
+    ) -> None:
+        super().__init__(
+            configuration=configuration,
+            original_destination_connection_id=original_destination_connection_id,
+            retry_source_connection_id=retry_source_connection_id,
+        )
+        self._ids = ids
+        self._asks_for_certificate = asks_for_certificate
+        first = self._host_cids[0]
+        first.cid = ids.new()
+        first.stateless_reset_token = ids.reset_token(first.cid)
+        self.host_cid = self._local_initial_source_connection_id = first.cid
+        self._local_max_streams_bidi = Limit(QuicFrameType.MAX_STREAMS_BIDI, "max_streams_bidi", MAX_STREAMS)
+        self._local_max_streams_uni = Limit(QuicFrameType.MAX_STREAMS_UNI, "max_streams_uni", MAX_CLIENT_STREAMS)
+
+    # ── overrides of aioquic's ──
+
+    def _initialize(self, peer_cid: bytes) -> None:
+        super()._initialize(peer_cid)
+        self.tls._request_client_certificate = self._asks_for_certificate
+
+    def _replenish_connection_ids(self) -> None:
+        before = len(self._host_cids)
+        super()._replenish_connection_ids()
+        for connection_id in self._host_cids[before:]:
+            connection_id.cid = self._ids.new()
+            connection_id.stateless_reset_token = self._ids.reset_token(connection_id.cid)
+
+    # ── for the proxy ──
+
+    @property
+    def is_begun(self) -> bool:
+        """A packet of the client could be read: only then is there anybody to send to."""
+        return bool(self._network_paths) and self._spaces[Epoch.INITIAL].largest_received_packet >= 0
+
     @property
     def next_client_stream_id(self) -> int:
         """Of a request: above all that have been opened."""
         return self._local_max_streams_bidi.used * 4
+
+
+class ClientConnection(Connection):
+    """A connection of ours to a server, whose identity is for us to check: aioquic is told to let any chain pass."""
+
+    @property
+    def streams_left(self) -> int:
+        """Requests that the server allows beyond those that have been begun."""
+        return self._remote_max_streams_bidi - self._local_next_stream_id_bidi // 4
+
+    @property
+    def probes(self) -> int:
+        """Sent in a row without an answer."""
+        return self._loss._pto_count
