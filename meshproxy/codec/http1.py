@@ -304,7 +304,7 @@ def _request_fields(head: RequestHead, special: list[tuple[bytes, bytes]]) -> by
         if _DIGITS.fullmatch(length) is None:
             raise RemoteProtocolError("http1.invalid_content_length")
         head.body = int(length)
-    if head.body:
+    if head.body and b"application/grpc" in head.lowered:
         head.grpc = content_type(head.lowered)
     if options:
         if b"close" in options:
