@@ -193,10 +193,22 @@ class RequestReader:
             raise Http3Error(FRAME_UNEXPECTED, "frame_in_request")
 
 
+class ResponseReader(RequestReader):
+    """Frames of the answer on a request stream."""
+
+    __slots__ = ()
+
+    def was_informational(self) -> None:
+        """What on_headers was given is not the head yet."""
+        self._has_headers = False
+
+
 class ClientStreams:
     """A client's unidirectional streams: one of control, two of QPACK that have nothing to say, others ignored."""
 
-    __slots__ = ("_buffers", "_is_in_number", "_kinds", "_left", "_settings_received", "max_push_id")
+    __slots__ = ("_buffers", "_is_in_number", "_kinds", "_left", "_settings_received", "max_push_id", "settings")
+
+    _push_refusal = STREAM_CREATION_ERROR, "push_from_client"
 
     def __init__(self) -> None:
         self._kinds: dict[int, int] = {}
@@ -206,6 +218,7 @@ class ClientStreams:
         self._is_in_number = False
         """Within an instruction of the decoder stream that goes over more than a byte."""
         self._settings_received = False
+        self.settings: dict[int, int] = {}
         self.max_push_id = -1
 
     def is_critical(self, stream_id: int) -> bool:
@@ -223,7 +236,7 @@ class ClientStreams:
                 return True
             data = data[at:]
             if kind == _PUSH:
-                raise Http3Error(STREAM_CREATION_ERROR, "push_from_client")
+                raise Http3Error(*self._push_refusal)
             if kind > _DECODER:
                 return False
             if kind in self._kinds.values():
@@ -274,7 +287,8 @@ class ClientStreams:
             at = after + length
             if kind == SETTINGS:
                 self._settings_received = True
-                _check_settings(payload)
+                self.settings = _read_settings(payload)
+                self.on_settings()
             else:
                 self._on_id(kind, payload)
         self._buffers[stream_id] = data[at:]
@@ -283,6 +297,12 @@ class ClientStreams:
         value, end = _read_number(payload, 0)
         if end != len(payload):
             raise Http3Error(FRAME_ERROR, "bad_id_frame")
+        self.on_id(kind, value)
+
+    def on_settings(self) -> None:
+        """`settings` has them."""
+
+    def on_id(self, kind: int, value: int) -> None:
         if kind == MAX_PUSH_ID:
             if value < self.max_push_id:
                 raise Http3Error(ID_ERROR, "max_push_id_reduced")
@@ -291,9 +311,35 @@ class ClientStreams:
             raise Http3Error(ID_ERROR, "nothing_was_pushed")
 
 
-def _check_settings(payload: bytes) -> None:
+class ServerStreams(ClientStreams):
+    """A server's unidirectional streams, to a client that allows no push."""
+
+    __slots__ = ("goaway",)
+
+    _push_refusal = ID_ERROR, "push_not_allowed"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.goaway: int | None = None
+        """Requests from this stream id on are not looked at."""
+
+    def on_id(self, kind: int, value: int) -> None:
+        if kind == MAX_PUSH_ID:
+            raise Http3Error(FRAME_UNEXPECTED, "max_push_id_from_server")
+        if kind == CANCEL_PUSH:
+            raise Http3Error(ID_ERROR, "push_not_allowed")
+        if value & 3 or (self.goaway is not None and value > self.goaway):
+            raise Http3Error(ID_ERROR, "bad_goaway")
+        self.goaway = value
+        self.on_goaway(value)
+
+    def on_goaway(self, stream_id: int) -> None:
+        raise NotImplementedError
+
+
+def _read_settings(payload: bytes) -> dict[int, int]:
     at = 0
-    seen: set[int] = set()
+    seen: dict[int, int] = {}
     while at < len(payload):
         identifier, at = _read_number(payload, at)
         value, at = _read_number(payload, at) if at > 0 else (0, -1)
@@ -303,7 +349,8 @@ def _check_settings(payload: bytes) -> None:
             raise Http3Error(SETTINGS_ERROR, "bad_setting")
         if identifier in (0x8, 0x33) and value > 1:
             raise Http3Error(SETTINGS_ERROR, "bad_setting")
-        seen.add(identifier)
+        seen[identifier] = value
+    return seen
 
 
 def our_settings() -> bytes:

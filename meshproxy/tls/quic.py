@@ -1,4 +1,4 @@
-"""TLS for QUIC connections: what the server shows, and whether the client's chain may be believed.
+"""TLS for QUIC connections: what our side shows, and whether the other's chain may be believed.
 
 Decides: does the chain lead to the roots, is every certificate of it fit for its place. Leaves to others: whose it is
 (tls.verify), the handshake and the proof that the client has the key (aioquic; codec.quic says with which signatures).
@@ -11,6 +11,7 @@ Imported by a worker only once it has a QUIC listener: it brings aioquic and cry
 """
 
 import ssl
+from ipaddress import ip_address
 from typing import Any, Final
 
 from aioquic.quic.configuration import QuicConfiguration
@@ -20,6 +21,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from OpenSSL import crypto
+from service_identity import CertificateError, VerificationError
+from service_identity.cryptography import verify_certificate_hostname, verify_certificate_ip_address
 
 from meshproxy.errors import ConfigError
 from meshproxy.model.listener import ServerTls
@@ -30,18 +33,39 @@ MAX_CHAIN: Final = 10
 """Certificates of a client, its own included; OpenSSL's default depth."""
 _LEAST_RSA_BITS = 2048
 _LEAST_EC_BITS = 224
-_CLIENT_AUTH = (ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE)
+_ANY_USAGE = ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE
 
 
 def configuration(chain_pem: bytes, key_pem: bytes, *, stream_window: int, connection_window: int) -> QuicConfiguration:
     """ConfigError where the PEM does not load or the key is not the certificate's."""
-    made = QuicConfiguration(
-        is_client=False,
+    made = _configuration(False, stream_window, connection_window)
+    _show(made, chain_pem, key_pem)
+    return made
+
+
+def client_configuration(
+    chain_pem: bytes, key_pem: bytes, *, server_name: str, stream_window: int, connection_window: int
+) -> QuicConfiguration:
+    """chain_pem: empty where there is no certificate to show. aioquic checks no chain: that is for ServerVerifier."""
+    made = _configuration(True, stream_window, connection_window)
+    made.verify_mode = ssl.CERT_NONE
+    made.server_name = server_name or None
+    if chain_pem:
+        _show(made, chain_pem, key_pem)
+    return made
+
+
+def _configuration(is_client: bool, stream_window: int, connection_window: int) -> QuicConfiguration:
+    return QuicConfiguration(
+        is_client=is_client,
         alpn_protocols=["h3"],
         max_data=connection_window,
         max_stream_data=stream_window,
         cipher_suites=[CipherSuite.AES_128_GCM_SHA256, CipherSuite.AES_256_GCM_SHA384],
     )
+
+
+def _show(made: QuicConfiguration, chain_pem: bytes, key_pem: bytes) -> None:
     try:
         certificates = load_pem_x509_certificates(chain_pem)
         key = load_pem_private_key(key_pem, password=None)
@@ -51,7 +75,6 @@ def configuration(chain_pem: bytes, key_pem: bytes, *, stream_window: int, conne
         raise ConfigError("certificate chain and key do not load: key values mismatch")
     made.certificate, *made.certificate_chain = certificates
     made.private_key = key
-    return made
 
 
 def read_files(tls: ServerTls) -> tuple[bytes, bytes, bytes]:
@@ -84,6 +107,8 @@ class ClientVerifier:
 
     __slots__ = ("_store",)
 
+    _usage = ExtendedKeyUsageOID.CLIENT_AUTH
+
     def __init__(self, roots_pem: bytes) -> None:
         self._store = crypto.X509Store()
         try:
@@ -96,7 +121,7 @@ class ClientVerifier:
             raise ConfigError("root certificates do not load: not PEM")
 
     def verify(self, chain: list[Any]) -> tuple[dict[str, Any], bytes]:
-        """(what getpeercert() would say, DER) of the client's certificate; IdentityRefused where it is not believed."""
+        """(what getpeercert() would say, DER) of the peer's certificate; IdentityRefused where it is not believed."""
         if not chain:
             raise IdentityRefused("tls.no_certificate", "the peer showed no certificate")
         if len(chain) > MAX_CHAIN:
@@ -113,7 +138,7 @@ class ClientVerifier:
         try:
             # The last one is a root of ours: how it is signed says nothing.
             for depth, each in enumerate(verified[:-1] or verified):
-                _check(each.to_cryptography(), is_leaf=depth == 0)
+                _check(each.to_cryptography(), self._usage, is_leaf=depth == 0)
             return _peercert(chain[0]), chain[0].public_bytes(serialization.Encoding.DER)
         except IdentityRefused:
             raise
@@ -121,7 +146,29 @@ class ClientVerifier:
             raise IdentityRefused("tls.bad_certificate", f"the certificate cannot be read: {error}") from None
 
 
-def _check(certificate: x509.Certificate, *, is_leaf: bool) -> None:
+class ServerVerifier(ClientVerifier):
+    """Whether a server's chain leads to these roots."""
+
+    __slots__ = ()
+
+    _usage = ExtendedKeyUsageOID.SERVER_AUTH
+
+
+def check_host(certificate: x509.Certificate, name: str) -> str | None:
+    """Why the server may not be talked to under this DNS name or IP address, or None (RFC 6125)."""
+    try:
+        try:
+            ip_address(name)
+        except ValueError:
+            verify_certificate_hostname(certificate, name)
+        else:
+            verify_certificate_ip_address(certificate, name)
+    except (CertificateError, VerificationError, ValueError):
+        return f"the server's certificate is not for {name}"
+    return None
+
+
+def _check(certificate: x509.Certificate, wanted: x509.ObjectIdentifier, *, is_leaf: bool) -> None:
     key = certificate.public_key()
     if isinstance(key, rsa.RSAPublicKey):
         is_strong = key.key_size >= _LEAST_RSA_BITS
@@ -132,8 +179,8 @@ def _check(certificate: x509.Certificate, *, is_leaf: bool) -> None:
     if not is_strong or isinstance(certificate.signature_hash_algorithm, (hashes.MD5, hashes.SHA1)):
         raise IdentityRefused("tls.weak_certificate", "a key or digest of the peer's chain is too weak")
     usages = _extension(certificate, x509.ExtendedKeyUsage)
-    if usages is not None and not any(usage in _CLIENT_AUTH for usage in usages):
-        raise IdentityRefused("tls.wrong_usage", "a certificate of the peer's chain is not for clients")
+    if usages is not None and not any(usage in (wanted, _ANY_USAGE) for usage in usages):
+        raise IdentityRefused("tls.wrong_usage", "a certificate of the peer's chain is not for its side")
     usage = _extension(certificate, x509.KeyUsage) if is_leaf else None
     if usage is not None and not usage.digital_signature and not usage.key_agreement:
         raise IdentityRefused("tls.wrong_usage", "the peer's certificate is not for signatures")
