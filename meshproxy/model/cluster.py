@@ -201,6 +201,10 @@ class Cluster:
     """HTTP requests go over shared HTTP/2 connections: by prior knowledge in plaintext, by ALPN in TLS."""
     offers_http2: bool = True
     """Between two proxies of a mesh: HTTP/2 where both sides have it, though the service speaks HTTP/1.1."""
+    follows_client: bool = False
+    """HTTP requests go on in the version they came in, whatever speaks_http2 and offers_http2 say."""
+    proxy_protocol: int = 0
+    """Version of the PROXY header that begins a connection and names the downstream; 0: none."""
     max_concurrent_streams: int = 0
     """Of one HTTP/2 connection; 0: what the peer allows."""
     health_check: HealthCheck | None = None

@@ -235,6 +235,9 @@ class HttpStream:
                 return
         self.on_connected(connection)
 
+    def downstream(self) -> tuple[Any, str]:
+        return self.down.transport, self.down.protocol
+
     def on_connected(self, connection: UpstreamConnection | UpstreamStream) -> None:
         """A connection for us: from the pool, or fresh."""
         if not self.is_active or self.connection is not None:

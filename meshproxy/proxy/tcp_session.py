@@ -116,6 +116,9 @@ class TcpSession(asyncio.Protocol):
             return
         cluster.open(endpoint, self, lambda endpoint: TcpUpstream(self, endpoint))
 
+    def downstream(self) -> tuple[Any, str]:
+        return self.transport, "TCP"
+
     def on_connected(self, upstream: "TcpUpstream") -> None:
         if self.transport.is_closing():
             upstream.transport.abort()

@@ -6,13 +6,15 @@ Decides: reuse, open, wait or refuse. Leaves to others: which endpoint (lb), whe
 
 import ssl
 from collections import deque
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import replace
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
 from meshproxy.lb.balancer import EndpointState
 from meshproxy.lb.cluster_balancer import ClusterBalancer
 from meshproxy.model.cluster import Cluster
+from meshproxy.model.cluster import Protocol as PortProtocol
 from meshproxy.model.endpoint import Endpoint, Locality, LocalityEndpoints
 from meshproxy.model.response_flag import ResponseFlag
 from meshproxy.model.workload import Workload
@@ -20,15 +22,24 @@ from meshproxy.telemetry.recorder import ClusterCounters
 from meshproxy.tls.context import Bundle, client_context, server_context
 from meshproxy.tls.transport import SessionSlot
 from meshproxy.upstream.connect import ALPN_SERVER, ConnectError, PendingConnect, UpstreamTlsContext, upstream_tls
-from meshproxy.upstream.worker_state import WorkerState
+from meshproxy.upstream.worker_state import NEVER, WorkerState
 
 if TYPE_CHECKING:
     from meshproxy.upstream.connection_h1 import UpstreamConnection
     from meshproxy.upstream.connection_h2 import UpstreamH2
 
 
+_HTTP2_PROTOCOLS = frozenset({"HTTP/2", "HTTP/3"})
+"""Downstream protocols that an upstream which follows them hears as HTTP/2 (as in Envoy)."""
+_LOOK_AFTER_DOWNSTREAM_S = 1.0
+"""How long connections that name a downstream may outlive it."""
+
+
 class Waiter(Protocol):
     """Who waits for a connection: an HTTP stream or a TCP session."""
+
+    def downstream(self) -> tuple[Any, str]:
+        """On whose behalf: its transport, and the protocol it speaks (`HTTP/1.1`)."""
 
     def on_connected(self, connection: Any) -> None: ...
 
@@ -49,11 +60,13 @@ class EndpointRuntime(EndpointState):
         "is_removed",
         "is_suspect",
         "key",
+        "of",
         "rq_error",
         "rq_total",
         "series",
         "session",
         "shared",
+        "shares",
         "tls",
         "waiting",
     )
@@ -84,13 +97,99 @@ class EndpointRuntime(EndpointState):
         """One connection serves many requests, so one is opened and the others wait for it."""
         self.waiting: list[Waiter] | None = None
         """Requests that wait for the shared connection being opened; None while none is."""
+        self.of: EndpointRuntime | None = None
+        """Of a share: the endpoint."""
+        self.shares = _NO_SHARES
+        """Where not every connection serves every downstream, its pools."""
+
+    def http_spec(self) -> Cluster:
+        """How HTTP is spoken to it."""
+        return self.cluster.cluster
+
+    def refresh_tls(self) -> None:
+        """Certificates or tls changed: new connections use the new ones, idle ones go, busy ones finish."""
+        spec = self.http_spec()
+        tls = upstream_tls(spec, self.endpoint, self.cluster.workload)
+        if tls != self.tls:
+            self.tls = tls
+            if tls is not None and tls.is_mesh:
+                self.expects_h2 |= spec.offers_http2 and spec.protocol.is_http
+            self.close_idle()
+        for share in self.shares.values():
+            share.refresh_tls()
+
+    def share(self, waiter: Waiter) -> "EndpointShare":
+        """The pool for this downstream: of its own where a connection names it, of its version where that counts."""
+        transport, protocol = waiter.downstream()
+        spec = self.cluster.cluster
+        speaks_http2 = protocol in _HTTP2_PROTOCOLS if spec.follows_client else None
+        key = (transport if spec.proxy_protocol else None, speaks_http2)
+        share = self.shares.get(key)
+        if share is None:
+            if self.shares is _NO_SHARES:
+                self.shares = {}
+            share = self.shares[key] = EndpointShare(self, *key)
+        share.is_ejected = self.is_ejected
+        return share
 
     def close_idle(self) -> None:
+        for share in list(self.shares.values()):
+            share.is_ejected = self.is_ejected
+            share.close_idle()
+            if self.is_removed:
+                share.end()
         for connection in self.idle.copy():
             connection.close()
         self.idle.clear()
         for shared in self.shared.copy():
             shared.retire()
+
+
+_NO_SHARES: dict[tuple[Any, bool | None], "EndpointShare"] = {}
+"""Of all endpoints that have none: 10,000 empty ones would be 640 KB."""
+
+
+class EndpointShare(EndpointRuntime):
+    """The connections to an endpoint that serve one kind of downstream, in a pool of their own.
+
+    What is counted and judged is the endpoint. A pool for one downstream ends with it.
+    """
+
+    __slots__ = ("_downstream", "_speaks_http2", "deadline")
+
+    def __init__(self, of: EndpointRuntime, downstream: Any, speaks_http2: bool | None) -> None:
+        """downstream: the transport whose names its connections begin with, or None. speaks_http2: None as ever."""
+        self._downstream = downstream
+        self._speaks_http2 = speaks_http2
+        super().__init__(of.cluster, of.endpoint, 0.0)
+        self.of = of
+        self.connections = of.connections
+        self.expects_h2 = self.http_spec().speaks_http2
+        self.refresh_tls()
+        self.deadline = NEVER
+        if downstream is not None:
+            self.deadline = monotonic() + _LOOK_AFTER_DOWNSTREAM_S
+            of.cluster.state.timed.add(self)
+
+    def http_spec(self) -> Cluster:
+        spec = self.cluster.cluster
+        if self._speaks_http2 is None:
+            return spec
+        return replace(spec, protocol=PortProtocol.HTTP, speaks_http2=self._speaks_http2, offers_http2=False)
+
+    def on_deadline(self, now: float) -> None:
+        if self._downstream.is_closing():
+            self.end()
+        else:
+            self.deadline = now + _LOOK_AFTER_DOWNSTREAM_S
+
+    def end(self) -> None:
+        """Nobody will ask for it any more; what is under way is finished."""
+        assert self.of is not None
+        self.is_removed = True
+        self.close_idle()
+        self.cluster.state.timed.discard(self)
+        self.of.shares.pop((self._downstream, self._speaks_http2), None)
 
 
 class ClusterRuntime:
@@ -106,6 +205,7 @@ class ClusterRuntime:
         "counters",
         "endpoints",
         "is_removed",
+        "is_shared_out",
         "key",
         "max_pending",
         "max_requests",
@@ -130,6 +230,8 @@ class ClusterRuntime:
         self.endpoints: dict[str, EndpointRuntime] = {}
         self.counters: ClusterCounters = state.recorder.cluster(cluster.key, cluster.name)
         self.cluster = cluster
+        self.is_shared_out = cluster.follows_client or cluster.proxy_protocol > 0
+        """Not every connection to an endpoint serves every downstream."""
         self.max_requests = cluster.limits.max_requests
         self.max_pending = cluster.limits.max_pending_requests
         self.retry_budget = cluster.limits.retry_budget
@@ -145,10 +247,7 @@ class ClusterRuntime:
     def refresh_tls(self) -> None:
         """Certificates were rotated: new connections use the new ones, idle ones go, busy ones finish."""
         for runtime in self.endpoints.values():
-            tls = upstream_tls(self.cluster, runtime.endpoint, self.workload)
-            if tls != runtime.tls:
-                runtime.tls = tls
-                runtime.close_idle()
+            runtime.refresh_tls()
 
     def set_health(self, endpoint_key: str, word: str, now: float) -> None:
         """Note one verdict of the control process (messages.Health); recompute the balancer after the last of them."""
@@ -176,6 +275,8 @@ class ClusterRuntime:
 
     def acquire(self, endpoint: EndpointRuntime, waiter: Waiter, factory: Callable[["EndpointRuntime"], Any]) -> Any:
         """An idle connection, or None: the waiter hears later; ResponseFlag.UPSTREAM_OVERFLOW when it may not wait."""
+        if self.is_shared_out and endpoint.of is None:
+            endpoint = endpoint.share(waiter)
         idle = endpoint.idle
         while idle:
             connection = idle.pop()
@@ -198,7 +299,7 @@ class ClusterRuntime:
                 return ResponseFlag.UPSTREAM_OVERFLOW
             counters.upstream_cx_overflow += 1
             # An idle connection to another endpoint counts against the limit too: give its place to this one.
-            for other in self.endpoints.values():
+            for other in self._pools():
                 if other.idle:
                     other.idle.pop().close()
                     break
@@ -263,7 +364,7 @@ class ClusterRuntime:
             connecting.endpoint.waiting = None
             connecting.abandon()
             return
-        for runtime in self.endpoints.values():
+        for runtime in self._pools():
             if runtime.waiting and waiter in runtime.waiting:
                 runtime.waiting.remove(waiter)
                 return
@@ -271,6 +372,11 @@ class ClusterRuntime:
             if queued is waiter:
                 del self.pending[index]
                 return
+
+    def _pools(self) -> Iterator[EndpointRuntime]:
+        for endpoint in self.endpoints.values():
+            yield endpoint
+            yield from endpoint.shares.values()
 
     def may_retry(self) -> bool:
         """Room for one more concurrent retry (Envoy circuit breaker max_retries or retry budget)."""
@@ -330,11 +436,12 @@ class ClusterUpdate:
     health. `add` does the work, a few hundred endpoints a call; `commit` swaps. 10,000 endpoints never stall the loop.
     """
 
-    __slots__ = ("_cluster", "_fresh", "_groups", "_runtime")
+    __slots__ = ("_cluster", "_fresh", "_groups", "_runtime", "_speaks_otherwise")
 
     def __init__(self, runtime: ClusterRuntime, cluster: Cluster) -> None:
         self._runtime = runtime
         self._cluster = cluster
+        self._speaks_otherwise = _wire(runtime.cluster) != _wire(cluster)
         self._fresh: dict[str, EndpointRuntime] = {}
         self._groups: dict[tuple[int, Locality, int | None], list[EndpointState]] = {}
 
@@ -346,11 +453,19 @@ class ClusterUpdate:
             for endpoint in group.endpoints:
                 key = endpoint.key
                 state = fresh.get(key) or old.get(key)  # listed twice: one pool, two places in the balance
+                before = None
+                if self._speaks_otherwise and state is not None and key not in fresh:
+                    # Connections of the old kind serve nobody any more, and must not come back into the pool.
+                    before, state = state, None
                 if state is None:
                     state = EndpointRuntime(runtime, endpoint, now)
                     state.tls = upstream_tls(cluster, endpoint, workload)
+                    state.expects_h2 = cluster.speaks_http2
                     if state.tls is not None and state.tls.is_mesh:
                         state.expects_h2 |= cluster.offers_http2 and cluster.protocol.is_http
+                    if before is not None:
+                        state.is_ejected, state.is_unhealthy = before.is_ejected, before.is_unhealthy
+                        state.is_suspect, state.joined_at = before.is_suspect, before.joined_at
                 elif state.endpoint is not endpoint:
                     if state.endpoint != endpoint:
                         state.series.clear()
@@ -365,15 +480,16 @@ class ClusterUpdate:
         cluster = cluster or self._cluster
         old, before = runtime.endpoints, runtime.cluster if runtime.balancer is not None else None
         runtime.cluster = cluster
+        runtime.is_shared_out = cluster.follows_client or cluster.proxy_protocol > 0
         runtime.endpoints = self._fresh
         runtime.max_requests = cluster.limits.max_requests
         runtime.max_pending = cluster.limits.max_pending_requests
         runtime.retry_budget = cluster.limits.retry_budget
-        for key in old.keys() - self._fresh.keys():
-            gone = old[key]
-            gone.is_removed = True
-            if gone.idle:
-                gone.close_idle()
+        for key, gone in old.items():
+            if self._fresh.get(key) is not gone:
+                gone.is_removed = True
+                if gone.idle or gone.shared or gone.shares:
+                    gone.close_idle()
         if before is not None and before.tls != cluster.tls:
             runtime.refresh_tls()
         groups = [(*place, members) for place, members in self._groups.items()]
@@ -382,6 +498,11 @@ class ClusterUpdate:
             runtime.balancer.on_panic_pick = runtime.count_panic
         else:
             runtime.balancer.update(cluster.lb, groups, now)
+
+
+def _wire(cluster: Cluster) -> tuple[object, ...]:
+    """What a connection to the cluster is like: one of another wire cannot serve it."""
+    return cluster.follows_client, cluster.proxy_protocol, cluster.speaks_http2
 
 
 class WorkloadRuntime:

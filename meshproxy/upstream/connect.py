@@ -1,4 +1,4 @@
-"""Opening one upstream connection: TCP or unix socket, then TLS, then the peer's identity.
+"""Opening one upstream connection: TCP or unix socket, a PROXY header if wanted, TLS, the peer's identity.
 
 Decides: is the peer who it must be (secure naming). Leaves to others: whether to try again (proxy), where (lb).
 """
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any
 
+from meshproxy.codec.proxy_protocol import write_header
 from meshproxy.model.cluster import Cluster, TcpKeepalive, TlsMode
 from meshproxy.model.endpoint import Endpoint
 from meshproxy.tls.context import origination_context
@@ -166,7 +167,7 @@ class PendingConnect:
                 return
             cluster.connecting.pop(self.waiter, None)
             self._state.timed.discard(self)
-            endpoint.connections_total += 1
+            (endpoint.of or endpoint).connections_total += 1
             cluster.counters.upstream_cx_total += 1
             if cluster.cluster.outlier is not None and cluster.cluster.outlier.split_external_local_origin:
                 self._state.report(cluster.key, endpoint.key, 4)
@@ -175,7 +176,7 @@ class PendingConnect:
         if self._is_abandoned:
             return
         cluster.connecting.pop(self.waiter, None)
-        endpoint.connect_failures += 1
+        (endpoint.of or endpoint).connect_failures += 1
         cluster.counters.upstream_cx_connect_fail += 1
         if is_theirs:
             self._state.report(cluster.key, endpoint.key, 2 if error.kind == "timeout" else 1)
@@ -190,6 +191,12 @@ class PendingConnect:
         loop = self._state.loop
         where = endpoint.endpoint
         protocol = self._protocol = self._factory(endpoint)
+        version = endpoint.cluster.cluster.proxy_protocol
+        below: Any = None
+        if version:
+            downstream, _ = self.waiter.downstream()
+            header = write_header(version, downstream.get_extra_info("peername"), downstream.get_extra_info("sockname"))
+            below = lambda above: _Announcing(header, above)  # noqa: E731
         transport: Any
         if tls is not None:
             if endpoint.session is None:
@@ -202,14 +209,32 @@ class PendingConnect:
                 server_name=tls.sni,
                 verify=tls.refuses,
                 slot=endpoint.session,
+                below=below,
             )
-        elif where.address.startswith("/"):
-            transport, _ = await loop.create_unix_connection(lambda: protocol, where.address)
         else:
-            transport, _ = await loop.create_connection(lambda: protocol, where.address, where.port)
+            lowest = below(protocol) if version else protocol
+            if where.address.startswith("/"):
+                transport, _ = await loop.create_unix_connection(lambda: lowest, where.address)
+            else:
+                transport, _ = await loop.create_connection(lambda: lowest, where.address, where.port)
         if not where.address.startswith("/"):
             tune(transport.get_extra_info("socket"), endpoint.cluster.cluster.tcp_keepalive)
         return transport.get_protocol()  # what was negotiated may be another than was made
+
+
+class _Announcing(asyncio.Protocol):
+    """Writes a PROXY header before anything else is written, then gives way to the protocol above."""
+
+    __slots__ = ("_above", "_header")
+
+    def __init__(self, header: bytes, above: asyncio.Protocol) -> None:
+        self._header = header
+        self._above = above
+
+    def connection_made(self, transport: Any) -> None:
+        transport.write(self._header)
+        transport.set_protocol(self._above)
+        self._above.connection_made(transport)
 
 
 HOST_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})

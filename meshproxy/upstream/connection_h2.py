@@ -282,7 +282,7 @@ class UpstreamH2(Http2Connection, asyncio.Protocol):
             self.endpoint.shared.remove(self)
         for stream in [stream for stream in self.streams.values() if stream.id > last_id]:
             self.streams.pop(stream.id, None)
-            self._blocked.pop(stream.id, None)
+            self._unblock(stream.id)
             stream.on_reset(http2.REFUSED_STREAM)
         if not self.streams:
             self._flush()
@@ -299,6 +299,11 @@ class UpstreamH2(Http2Connection, asyncio.Protocol):
         stream = self.streams.get(stream_id)
         if stream is not None:
             stream.broken_by = error.detail
+
+    def fail(self, error: Http2Error) -> None:
+        for stream in self.streams.values():
+            stream.broken_by = error.detail
+        super().fail(error)
 
     def _on_dead(self, error: Http2Error) -> None:
         self.endpoint.cluster.counters.upstream_cx_protocol_error += 1
@@ -362,7 +367,7 @@ def http_connection(endpoint: "EndpointRuntime") -> Any:
     """The protocol for a new connection to an endpoint that speaks HTTP."""
     if endpoint.tls is not None:
         return _Negotiating(endpoint)
-    return UpstreamH2(endpoint) if endpoint.cluster.cluster.speaks_http2 else UpstreamConnection(endpoint)
+    return UpstreamH2(endpoint) if endpoint.http_spec().speaks_http2 else UpstreamConnection(endpoint)
 
 
 class UpstreamStream(Http2Stream):
@@ -427,7 +432,7 @@ class UpstreamStream(Http2Stream):
     def send_upgrade(self) -> None:
         """Extended CONNECT (RFC 8441): what HTTP/1.1 calls an upgrade. Its key and proof exist in HTTP/1.1 only."""
         connection = self.connection
-        if self.http is None:
+        if self.http is None or not self.upgrade or self.id:  # its request has gone; it may stand for another now
             return
         if not connection.peer_allows_connect_protocol or not connection.has_room():
             self.broken_by = "http2.no_extended_connect"
@@ -515,7 +520,8 @@ class UpstreamStream(Http2Stream):
         if http is None:
             return
         if not self.has_head:
-            raise Http2Error(http2.PROTOCOL_ERROR, "data_before_headers")
+            self.connection._refuse(self.id, StreamError(http2.PROTOCOL_ERROR, "data_before_headers"))
+            return
         if self._is_tunnel:
             if data:
                 http.on_tunnel_data(data)

@@ -58,7 +58,7 @@ class LiveWorker:
 
     def pooled(self) -> int:
         """Idle upstream connections that could serve another request."""
-        return sum(len(endpoint.idle) for endpoint in self.endpoints())
+        return sum(len(pool.idle) for endpoint in self.endpoints() for pool in (endpoint, *endpoint.shares.values()))
 
     def open_upstreams(self) -> int:
         """Upstream connections, idle or busy."""
