@@ -269,6 +269,12 @@ LOAD_BALANCER: Final = Struct(
     rules=(_read_warmup_seconds,),
 )
 
+
+def _check_client_protocol(value: dict[str, Any], at: Path, reading: Reading) -> None:
+    if value.get("useClientProtocol") and value.get("h2UpgradePolicy") == "UPGRADE":
+        reading.error((at, "useClientProtocol"), "useClientProtocol and h2UpgradePolicy UPGRADE exclude each other")
+
+
 CONNECTION_POOL: Final = Struct(
     {
         "tcp": Struct(
@@ -288,12 +294,13 @@ CONNECTION_POOL: Final = Struct(
                 "maxRetries": _COUNT,
                 "idleTimeout": Duration(allows_zero=True),
                 "h2UpgradePolicy": Choice("DO_NOT_UPGRADE", "UPGRADE", default="DEFAULT"),
-                "useClientProtocol": NotYet(Boolean()),
+                "useClientProtocol": Boolean(),
                 "maxConcurrentStreams": _COUNT,
                 "http2KeepAlive": NotYet(
                     Struct({"interval": _DURATION, "timeout": _DURATION}, required=("interval", "timeout"))
                 ),
-            }
+            },
+            rules=(_check_client_protocol,),
         ),
     },
 )
@@ -398,7 +405,7 @@ TRAFFIC_POLICY: Final = Struct(
                 required=("targetHost", "targetPort"),
             )
         ),
-        "proxyProtocol": NotYet(Struct({"version": Choice("V1", "V2")})),
+        "proxyProtocol": Struct({"version": Choice("V1", "V2")}),
         "retryBudget": Struct(
             {"percent": Number(0, 100), "minRetryConcurrency": Integer(), "budgetInterval": NotYet(_DURATION)}
         ),

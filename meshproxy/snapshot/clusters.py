@@ -25,7 +25,14 @@ from meshproxy.snapshot.localities import (
 )
 from meshproxy.snapshot.peer_authentication import PeerAuthentications
 from meshproxy.snapshot.services import Instance, Service, ServicePort, Services
-from meshproxy.snapshot.traffic_policy import lb_policy, outlier_policy, pool_settings, upstream_tls, warn_of_udp_tls
+from meshproxy.snapshot.traffic_policy import (
+    lb_policy,
+    outlier_policy,
+    pool_settings,
+    proxy_protocol,
+    upstream_tls,
+    warn_of_udp_tls,
+)
 from meshproxy.snapshot.workload_names import TLS_MODE_LABEL
 from meshproxy.snapshot.workloads import LocalWorkload
 
@@ -157,6 +164,7 @@ class OutboundClusters:
             lb=self._share(lb_policy(balancer, outlier, is_weighted, self._findings)),
             outlier=self._share(outlier_policy(outlier)),
             tls=upstream_tls(tls, service.host, port.number, subset, service.is_external or is_udp),
+            proxy_protocol=proxy_protocol(settings.get("proxyProtocol"), port.protocol, self._findings),
             health_check=_health_check(endpoints),
             source=shaped_by.source,
             **pool_settings(settings.get("connectionPool"), settings.get("retryBudget"), port.protocol),

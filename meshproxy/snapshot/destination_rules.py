@@ -16,7 +16,7 @@ from meshproxy.snapshot.services import Service, Services
 
 _COMPONENTS = ("loadBalancer", "connectionPool", "outlierDetection", "tls")
 """What a portLevelSettings entry replaces, whether it names it or not."""
-_INHERITED = ("retryBudget",)
+_INHERITED = ("retryBudget", "proxyProtocol")
 
 
 @dataclass(frozen=True, slots=True)

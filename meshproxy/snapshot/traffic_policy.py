@@ -139,6 +139,8 @@ def pool_settings(pool: Setting | None, retry_budget: Setting | None, protocol: 
         protocol is Protocol.HTTP and http.get("h2UpgradePolicy") == "UPGRADE"
     ):
         found["speaks_http2"] = True
+    if protocol is Protocol.AUTO or (protocol.is_http and http.get("useClientProtocol")):
+        found["follows_client"] = True
     if http.get("h2UpgradePolicy") == "DO_NOT_UPGRADE":
         found["offers_http2"] = False
     idle_s = (http if protocol.is_http else tcp).get("idleTimeout")
@@ -188,6 +190,17 @@ def upstream_tls(setting: Setting | None, host: str, port: int, subset: str, is_
         key_file=value.get("privateKey"),
         insecure_skip_verify=bool(value.get("insecureSkipVerify")),
     )
+
+
+def proxy_protocol(setting: Setting | None, protocol: Protocol, findings: Findings) -> int:
+    """Version of the PROXY header towards upstreams; 0: none."""
+    if setting is None:
+        return 0
+    if protocol is Protocol.UDP:
+        message = "a PROXY header begins a connection, and datagrams have none"
+        findings.warn(setting.resource, setting.path, message, "datagrams are sent without")
+        return 0
+    return 2 if setting.value.get("version") == "V2" else 1
 
 
 def warn_of_udp_tls(setting: Setting | None, findings: Findings) -> None:

@@ -472,6 +472,22 @@ CASES = [
         "-1 is not in",
     ),
     Case(
+        "the client's protocol and another",
+        policy("    connectionPool:\n      http: {useClientProtocol: true, h2UpgradePolicy: UPGRADE}\n"),
+        E,
+        9,
+        "spec.trafficPolicy.connectionPool.http.useClientProtocol",
+        "exclude each other",
+    ),
+    Case(
+        "unknown version of the PROXY protocol",
+        policy("    proxyProtocol: {version: V3}\n"),
+        E,
+        8,
+        "spec.trafficPolicy.proxyProtocol.version",
+        '"V3" is none of V1, V2',
+    ),
+    Case(
         "misspelt TLS field",
         policy("    tls:\n      mod: MUTUAL\n"),
         E,

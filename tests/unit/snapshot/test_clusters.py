@@ -124,6 +124,8 @@ def test_annotations_turn_the_statistical_checks_on() -> None:
         ("{http: {idleTimeout: 5s}}", "idle_timeout_s", 5.0),
         ("{http: {idleTimeout: 0s}}", "idle_timeout_s", None),
         ("{http: {maxRequestsPerConnection: 1}}", "max_requests_per_connection", 1),
+        ("{http: {useClientProtocol: true}}", "follows_client", True),
+        ("{http: {useClientProtocol: false}}", "follows_client", False),
         (
             "{tcp: {tcpKeepalive: {probes: 3, time: 7200s, interval: 1500ms}}}",
             "tcp_keepalive",
@@ -139,6 +141,71 @@ def test_annotations_turn_the_statistical_checks_on() -> None:
 )
 def test_connection_pool(pool: str, field: str, value: object) -> None:
     assert getattr(under(f"connectionPool: {pool}").cluster(NAME), field) == value
+
+
+@pytest.mark.parametrize(
+    ("protocol", "policy", "follows"),
+    [
+        ("HTTP2", "{useClientProtocol: true}", True),
+        ("GRPC", "{}", False),
+        ("TCP", "{useClientProtocol: true}", False),
+    ],
+)
+def test_the_clients_protocol_is_followed_where_the_port_is_http(protocol: str, policy: str, follows: bool) -> None:
+    texts = (
+        sidecar(protocol=protocol),
+        service_entry(HOST, "{address: 10.0.0.1}", protocol=protocol),
+        destination_rule(HOST, f"  trafficPolicy: {{connectionPool: {{http: {policy}}}}}"),
+    )
+    assert translated(*texts).cluster(NAME).follows_client is follows
+
+
+def test_the_clients_protocol_is_followed_where_the_port_says_none() -> None:
+    service = """
+apiVersion: v1
+kind: Service
+metadata: {name: echo, namespace: default}
+spec: {selector: {app: echo}, ports: [{port: 8080, name: any}]}
+"""
+    cluster = translated(sidecar(), service).cluster("outbound|8080||echo.default.svc.cluster.local")
+    assert (cluster.follows_client, cluster.speaks_http2) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("policy", "version"),
+    [
+        ("", 0),
+        ("proxyProtocol: {}", 1),
+        ("proxyProtocol: {version: V1}", 1),
+        ("proxyProtocol: {version: V2}", 2),
+        ("proxyProtocol: {version: V2}, portLevelSettings: [{port: {number: 8080}, loadBalancer: {}}]", 2),
+    ],
+)
+def test_proxy_protocol(policy: str, version: int) -> None:
+    result = under(policy)
+    assert result.cluster(NAME).proxy_protocol == version
+    assert not result.warnings
+
+
+def test_a_subset_has_its_own_say_about_the_proxy_protocol() -> None:
+    spec = """  trafficPolicy: {proxyProtocol: {version: V2}}
+  subsets:
+  - {name: v1, labels: {version: v1}, trafficPolicy: {proxyProtocol: {version: V1}}}
+  - {name: v2, labels: {version: v2}}"""
+    result = translated(sidecar(), VERSIONS, destination_rule(HOST, spec), TO_SUBSETS)
+    of = {subset: result.cluster(f"outbound|8080|{subset}|{HOST}").proxy_protocol for subset in ("v1", "v2")}
+    assert of == {"v1": 1, "v2": 2}
+
+
+def test_datagrams_go_without_a_proxy_header_and_it_is_said() -> None:
+    texts = (
+        sidecar(protocol="UDP"),
+        service_entry(HOST, "{address: 10.0.0.1}", protocol="UDP"),
+        destination_rule(HOST, "  trafficPolicy: {proxyProtocol: {version: V2}}"),
+    )
+    result = translated(*texts)
+    assert result.cluster(f"outbound|8080/udp||{HOST}").proxy_protocol == 0
+    assert "a PROXY header begins a connection" in result.warnings[0]
 
 
 def test_the_idle_timeout_of_a_tcp_port_is_the_tcp_one() -> None:
