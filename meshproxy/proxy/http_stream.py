@@ -32,6 +32,8 @@ STREAM_IDLE_TIMEOUT_S = 300.0
 """Envoy's stream_idle_timeout default."""
 MAX_REPLAY_BYTES = 64 * 1024
 """A request body longer than this cannot be sent a second time."""
+MAX_RESENT = 7
+"""How often a request is sent again because an upstream had not looked at it. One that refuses for ever is failing."""
 
 _IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
 _NONE = ResponseFlag.NONE.value
@@ -92,6 +94,7 @@ class HttpStream:
         "request_bytes",
         "request_id",
         "request_trailers",
+        "resent",
         "response_bytes",
         "response_head_bytes",
         "route",
@@ -135,6 +138,7 @@ class HttpStream:
         self.request_bytes = head.length
         self.request_id = b""
         self.request_trailers = b""
+        self.resent = 0
         self.response_bytes = 0
         self.queue: list[bytes] | None = None
         self.replay: list[bytes] | None = None
@@ -469,11 +473,12 @@ class HttpStream:
             and (detail == "refused_stream" or (connection.requests > 1 and self.head.method in _IDEMPOTENT))
             and self._can_replay
             and not detail.startswith("upstream.")
-            and self.attempt < 8
+            and self.resent < MAX_RESENT
         ):
             # The upstream closed a kept-alive connection as we wrote: it never saw the request, or may see it twice
             # (RFC 9110 §9.2.2). Or it says that it has not looked at the stream (RFC 9113 §8.7). Not a failure of the
             # endpoint, and not one of the operator's retries.
+            self.resent += 1
             self.attempt -= 1
             self._leave_endpoint()
             self._attempt(monotonic())

@@ -129,7 +129,7 @@ class UpstreamH2(Http2Connection, asyncio.Protocol):
         if self.streams or self.is_dead:
             return
         endpoint = self.endpoint
-        if self.is_going or endpoint.is_removed or endpoint.is_ejected:
+        if self.is_going or endpoint.is_removed or endpoint.is_ejected or not self.peer_max_streams:
             self.retire()
             return
         idle_timeout_s = endpoint.cluster.cluster.idle_timeout_s

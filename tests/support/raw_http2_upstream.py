@@ -38,6 +38,9 @@ class RawHttp2Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_closed = True
 
+    def has_request(self, stream_id: int) -> bool:
+        return stream_id in self.requests
+
     def send(self, *parts: bytes) -> None:
         if not self.transport.is_closing():
             self.transport.write(b"".join(parts))
