@@ -2,7 +2,7 @@
 
 Decides: when to ask, what counts as an answer. Leaves to others: how many answers make a verdict (policy.health),
 telling the workers (control.health).
-Source: Istio WorkloadGroup probe (readiness probes of Kubernetes: a status from 200 to 399 is success).
+Source: Istio WorkloadGroup probe (readiness probes of Kubernetes: a status from 200 to 399, or SERVING, is success).
 """
 
 import asyncio
@@ -75,6 +75,10 @@ async def succeeds(check: HealthCheck, endpoint: Endpoint) -> bool:
 
 
 async def _ask(check: HealthCheck, endpoint: Endpoint) -> bool:
+    if check.kind == "grpc":
+        from meshproxy.control.grpc_check import is_serving
+
+        return await is_serving(endpoint.address, check.port or endpoint.port, endpoint.address, check.service)
     context = _unverified() if check.kind == "http" and check.scheme.lower() == "https" else None
     if endpoint.address.startswith("/"):
         reader, writer = await asyncio.open_unix_connection(endpoint.address, limit=_HEAD_BYTES, ssl=context)

@@ -153,7 +153,7 @@ PLAINTEXT = UpstreamTls()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthCheck:
-    """Active check (WorkloadGroup probe). kind: http, tcp or exec-less grpc (later)."""
+    """Active check (WorkloadGroup probe). kind: http, tcp or grpc."""
 
     kind: str
     interval_s: float = 10.0
@@ -167,6 +167,8 @@ class HealthCheck:
     """None: the endpoint's own port."""
     scheme: str = "http"
     headers: tuple[tuple[str, str], ...] = ()
+    service: str = ""
+    """Which service of a gRPC server is asked about; empty: the server as a whole."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

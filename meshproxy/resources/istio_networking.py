@@ -1032,7 +1032,7 @@ _SECONDS: Final = Integer(0, 2**31 - 1)
 
 
 def _check_probe(value: dict[str, Any], at: Path, reading: Reading) -> None:
-    if not any(name in value for name in ("httpGet", "tcpSocket")):
+    if not any(name in value for name in ("httpGet", "tcpSocket", "grpc")):
         value.clear()
 
 
@@ -1055,7 +1055,7 @@ _PROBE: Final = Struct(
         ),
         "tcpSocket": Struct({"host": Text(names.exact_host_or_ip), "port": PORT}, required=("port",)),
         "exec": NotYet(Struct({"command": Items(Text(), at_least=1)}, required=("command",)), "the probe is not run"),
-        "grpc": NotYet(Struct({"port": PORT, "service": Text()}), "the probe is not run"),
+        "grpc": Struct({"port": PORT, "service": Text(keeps_empty=True)}),
     },
     one_of=(("httpGet", "tcpSocket", "exec", "grpc"),),
     rules=(_check_probe,),

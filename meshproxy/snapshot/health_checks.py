@@ -66,4 +66,7 @@ def _health_check(probe: Mapping[str, Any]) -> HealthCheck | None:
     tcp = probe.get("tcpSocket")
     if tcp is not None:
         return HealthCheck(kind="tcp", host=tcp.get("host") or "", port=tcp.get("port"), **timing)
+    grpc = probe.get("grpc")
+    if grpc is not None:
+        return HealthCheck(kind="grpc", port=grpc.get("port"), service=grpc.get("service") or "", **timing)
     return None

@@ -2,9 +2,15 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import pytest
+
 from meshproxy.control.health_checks import HealthChecks, succeeds
 from meshproxy.model.cluster import Cluster, HealthCheck
 from meshproxy.model.endpoint import Endpoint, LocalityEndpoints
+from tests.support.grpc_app import GrpcApp
+from tests.support.http2_origin import H2Answer, H2Origin
+
+SERVING, NOT_SERVING = 1, 2
 
 
 class App:
@@ -55,6 +61,47 @@ async def test_an_endpoint_is_asked_as_the_probe_says() -> None:
         assert await succeeds(HealthCheck(kind="tcp", port=app.port), at(1))
         app.answer = b"HTTP/1.1 500 Oops\r\n\r\n"
         assert not await succeeds(HTTP, at(app.port))
+
+
+async def test_a_grpc_server_is_asked_whether_it_serves() -> None:
+    grpc = HealthCheck(kind="grpc", timeout_s=5.0)
+    of_service = HealthCheck(kind="grpc", service="test.Echo", timeout_s=5.0)
+    async with GrpcApp() as app:
+        assert not await succeeds(grpc, at(app.port)), "it knows of no service"
+        app.serving = {"": SERVING, "test.Echo": NOT_SERVING}
+        assert await succeeds(grpc, at(app.port))
+        assert await succeeds(HealthCheck(kind="grpc", port=app.port, timeout_s=5.0), at(1))
+        assert not await succeeds(of_service, at(app.port))
+        app.serving["test.Echo"] = SERVING
+        assert await succeeds(of_service, at(app.port))
+        assert app.calls[0].metadata["user-agent"] == "meshproxy-health-check"
+    assert not await succeeds(grpc, at(app.port))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        H2Answer(b"\0\0\0\0\x02\x08\x01", trailers=[(b"grpc-status", b"0")]),
+        H2Answer(b"\0\0\0\0\x02\x08\x01", trailers=[(b"grpc-status", b"14")]),
+        H2Answer(b"\0\0\0\0\x02\x08\x01"),
+        H2Answer(b"", [(b"grpc-status", b"0")], ends_with_head=True),
+        H2Answer(b"\0\0\0\0\x02\x08\x01", trailers=[(b"grpc-status", b"0")], status=503),
+        H2Answer(b"x" * 100_000, trailers=[(b"grpc-status", b"0")]),
+        H2Answer(resets=2),
+    ],
+)
+async def test_only_serving_with_status_ok_is_success(answer: H2Answer) -> None:
+    check = HealthCheck(kind="grpc", timeout_s=5.0)
+    async with H2Origin(lambda seen: answer if seen.is_whole else None) as origin:
+        is_good = answer.trailers == [(b"grpc-status", b"0")] and answer.status == 200 and len(answer.body) == 7
+        assert await succeeds(check, at(origin.port)) is is_good
+        assert origin.requests[0].body == b"\0\0\0\0\0"
+
+
+async def test_what_speaks_no_http2_fails_a_grpc_check_at_once() -> None:
+    async with application() as app:
+        app.answer = b"HTTP/1.1 400 Bad Request\r\n\r\n"
+        assert not await succeeds(HealthCheck(kind="grpc", timeout_s=60.0), at(app.port))
 
 
 async def test_no_answer_garbage_or_nobody_there_is_a_failure() -> None:

@@ -35,11 +35,12 @@ class Called:
 class GrpcApp:
     """Methods: Unary (echoes), ClientStream (joins), ServerStream (its request's letters), Bidi (echoes each),
     Fail (a status instead of a message), FailLate (a status after one message), Hang (until it is cancelled).
-    `fails`, while not empty: Unary gives these statuses first."""
+    `fails`, while not empty: Unary gives these statuses first. `serving`: service → HealthCheckResponse's status."""
 
     def __init__(self) -> None:
         self.calls: list[Called] = []
         self.fails: list[grpc.StatusCode] = []
+        self.serving: dict[str, int] = {}
         self.started = asyncio.Event()
         """Some call has come."""
 
@@ -54,7 +55,13 @@ class GrpcApp:
             "FailLate": grpc.unary_stream_rpc_method_handler(self._fail_late),
             "Hang": grpc.unary_unary_rpc_method_handler(self._hang),
         }
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, rpcs),))
+        health = {"Check": grpc.unary_unary_rpc_method_handler(self._check)}
+        self._server.add_generic_rpc_handlers(
+            (
+                grpc.method_handlers_generic_handler(SERVICE, rpcs),
+                grpc.method_handlers_generic_handler("grpc.health.v1.Health", health),
+            )
+        )
         self.port: int = self._server.add_insecure_port("127.0.0.1:0")
         await self._server.start()
         return self
@@ -99,6 +106,13 @@ class GrpcApp:
         self._called("FailLate", context)
         yield b"one"
         await context.abort(_code(request), "after one")
+
+    async def _check(self, request: bytes, context: Any) -> bytes:
+        self._called("Check", context)
+        status = self.serving.get(request[2:].decode())
+        if status is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
+        return b"\x08%c" % status
 
     async def _hang(self, request: bytes, context: Any) -> bytes:
         call = self._called("Hang", context)

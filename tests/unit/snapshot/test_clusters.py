@@ -493,6 +493,27 @@ spec:
     assert translated(sidecar(), ECHO, group).cluster(NAME).health_check is None
 
 
+@pytest.mark.parametrize(
+    ("probe", "service"), [("{port: 8081}", ""), ("{port: 8081, service: shop.Cart}", "shop.Cart")]
+)
+def test_a_probe_may_be_of_grpc(probe: str, service: str) -> None:
+    group = f"""
+apiVersion: networking.istio.io/v1
+kind: WorkloadGroup
+metadata: {{name: echo}}
+spec:
+  metadata: {{labels: {{app: echo}}}}
+  template: {{serviceAccount: echo}}
+  probe: {{periodSeconds: 5, grpc: {probe}}}
+"""
+    entry = service_entry(HOST, "{address: 10.0.0.1, labels: {app: echo}}")
+    found = translated(sidecar(), entry, group)
+    assert not found.warnings
+    check = found.cluster(NAME).health_check
+    assert check is not None
+    assert (check.kind, check.port, check.interval_s, check.service) == ("grpc", 8081, 5.0, service)
+
+
 def test_the_seeds_old_and_new_spelling_balance_alike() -> None:
     old = """
     loadBalancer: {simple: LEAST_CONN}
