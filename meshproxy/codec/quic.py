@@ -207,3 +207,8 @@ class ClientConnection(Connection):
     def probes(self) -> int:
         """Sent in a row without an answer."""
         return self._loss._pto_count
+
+    def is_reset_by(self, datagram: bytes) -> bool:
+        """A stateless reset (RFC 9000 §10.3.1): the server knows nothing of this connection any more."""
+        token = self._peer_cid.stateless_reset_token
+        return bool(token) and datagram[0] < 0x80 and hmac.compare_digest(datagram[-16:], token)
