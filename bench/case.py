@@ -88,6 +88,14 @@ class Outcome:
         if mine is not None and theirs:
             self.figures.append(Figure(name, mine / theirs, "×", at_least=at_least))
 
+    def per_cpu(self, name: str, over: Sequence[str]) -> None:
+        """Adds the least CPU a request costs any of `over`, over meshproxy's: what a machine shared with others, or a
+        load that is itself the limit, does not change much."""
+        mine = self.median(MESH, "cpu_us_per_request")
+        theirs = self.best(over, "cpu_us_per_request", least=True)
+        if mine and theirs:
+            self.figures.append(Figure(name, theirs / mine, "×"))
+
     def added(self, name: str, over: Sequence[str], measure: str, at_most: float | None = None) -> None:
         """Adds meshproxy's added latency over the least added latency of `over`, direct subtracted from both."""
         base, mine = self.median(DIRECT, measure), self.median(MESH, measure)

@@ -7,7 +7,7 @@ full (see `direct`, and load_busy), req/s says little, and CPU per request tells
 import sys
 
 from bench import envoy, mesh
-from bench.case import DIRECT, MESH, Case, Contender, Figure, Load, Outcome, Settings, compare
+from bench.case import DIRECT, MESH, Case, Contender, Load, Outcome, Settings, compare
 from bench.load import Target, grpc_calls
 from bench.process import GRPC_ORIGIN_NAME, Workspace
 from bench.services import ECHO_HOST, ORIGIN_ADDRESSES, echo
@@ -47,9 +47,7 @@ def _run(settings: Settings, outcome: Outcome, kind: str, threads: int, name: st
     with Workspace(settings.pinned("split")) as workspace:
         compare(outcome, settings, _contenders(settings, workspace, threads), _calls(kind), workspace)
     outcome.ratio(f"{name} a second over Envoy", ["envoy"], "req_s", at_least=at_least)
-    mine, theirs = (outcome.median(contender, "cpu_us_per_request") for contender in (MESH, "envoy"))
-    if mine and theirs:
-        outcome.figures.append(Figure(f"{name} for the same CPU over Envoy", theirs / mine, "×"))
+    outcome.per_cpu(f"{name} for the same CPU over Envoy", ["envoy"])
     busy, rate = outcome.median(DIRECT, "load_busy"), outcome.median(DIRECT, "req_s")
     if busy and rate:
         outcome.notes.append(f"client and server need {busy * 1e6 / rate:.0f} µs of CPU for each, without a proxy")
