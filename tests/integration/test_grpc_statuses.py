@@ -13,6 +13,8 @@ from meshproxy.policy.outlier import OutlierDetector
 from tests.integration.test_retry_policies import retrying
 from tests.support.client import Client, post
 from tests.support.grpc_app import GrpcApp, channel, method, status_of
+from tests.support.http2_client import Http2Client, data_frame, headers_frame, request
+from tests.support.http2_origin import H2Answer, H2Origin, H2Request
 from tests.support.live_worker import LiveWorker, until
 from tests.support.origin import Origin
 from tests.support.raw_server import RawServer, unused_port
@@ -200,6 +202,31 @@ async def test_a_status_in_trailers_is_not_retried() -> None:
         async with channel(port) as client:
             await _read_all(method(client, "FailLate")(b"UNAVAILABLE"))
         assert len(app.calls) == 1
+
+
+async def test_a_stream_that_is_refused_while_the_caller_sends_goes_on_at_the_next_attempt() -> None:
+    refusal = H2Answer(fields=[(b"grpc-status", b"14")], ends_with_head=True, early=True)
+    kind = (b"content-type", b"application/grpc")
+    answers = [refusal]
+
+    def answer(seen: H2Request) -> H2Answer | None:
+        if answers and not seen.is_whole:
+            return answers.pop()
+        return H2Answer(seen.body, [kind], trailers=[(b"grpc-status", b"0")]) if seen.is_whole else None
+
+    async with H2Origin(answer) as origin, LiveWorker() as live:
+        cluster = live.cluster([("127.0.0.1", origin.port)], **GRPC)
+        port = live.listen(cluster, routes=(retrying(cluster, "unavailable"),), protocol=Protocol.GRPC)
+        async with Http2Client(port, acks=True) as client:
+            await client.handshake()
+            client.send(headers_frame(1, request("/a.B/C", kind, method="POST"), end_stream=False))
+            client.send(data_frame(1, b"\0\0\0\0\1a", end_stream=False))
+            await until(lambda: len(origin.requests) == 2)
+            client.send(data_frame(1, b"\0\0\0\0\1b"))
+            response = await client.response(1)
+        assert response.body == b"\0\0\0\0\1a\0\0\0\0\1b"
+        assert response.trailers == [(b"grpc-status", b"0")]
+        assert live.messages() == (2, 2)
 
 
 # ── what the proxy answers ──
