@@ -536,7 +536,10 @@ class Http2Connection:
         stream = self.streams.pop(stream_id, None)
         if stream is None:
             self._check_not_idle(stream_id)
-            self._glitch()
+            if stream_id in self._reset_by_us:
+                del self._reset_by_us[stream_id]  # the two crossed: as with every answer before its request's end
+            else:
+                self._glitch()
             return
         self._unblock(stream_id)
         if not stream.is_ended:

@@ -6,26 +6,38 @@ from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
+import hyperframe.frame as h2f
 import pytest
 
+from meshproxy.model.route import Route, WeightedCluster
 from meshproxy.upstream import connection_h2
 from tests.hostile.http2_responses import CLOSES, CONNECTION_ERRORS, CUT, STREAM_ERRORS, Case
 from tests.support.client import Client, Cut, get, post
 from tests.support.http2_client import (
+    CANCEL,
     ENABLE_PUSH,
+    FLOW_CONTROL_ERROR,
     HEADER_TABLE_SIZE,
     INITIAL_WINDOW_SIZE,
+    INTERNAL_ERROR,
     MAX_CONCURRENT_STREAMS,
     MAX_FRAME_SIZE,
     MAX_HEADER_LIST_SIZE,
+    NO_ERROR,
     REFUSED_STREAM,
     SETTINGS_TIMEOUT,
+    Http2Client,
+    data_frame,
     goaway_frame,
+    headers_frame,
+    ping_frame,
+    request,
     rst_frame,
     settings_frame,
+    window_frame,
 )
-from tests.support.live_worker import LiveWorker, until
-from tests.support.raw_http2_upstream import RawHttp2Connection, RawHttp2Upstream
+from tests.support.live_worker import LiveWorker, exchange, until
+from tests.support.raw_http2_upstream import RawHttp2Connection, RawHttp2Upstream, response
 
 
 @contextlib.asynccontextmanager
@@ -250,3 +262,241 @@ async def test_goaway_sends_what_is_above_it_elsewhere_and_nothing_else(last_id:
             await until(lambda: old.is_closed)
             assert len(upstream.connections) == 2
             assert words(live) == {}
+
+
+# ── windows ──
+
+
+async def test_a_window_that_never_opens_costs_one_request_its_time() -> None:
+    def on_request(connection: RawHttp2Connection, stream_id: int, path: bytes) -> None:
+        if path != b"/waits":
+            connection.answer(stream_id)
+
+    opening = settings_frame({INITIAL_WINDOW_SIZE: 0})
+    async with RawHttp2Upstream(on_request, opening=opening) as upstream, proxy() as live:
+        key = live.cluster([("127.0.0.1", upstream.port)], speaks_http2=True)
+        port = live.listen(key, routes=(Route(clusters=(WeightedCluster(cluster_key=key),), timeout_s=0.5),))
+        async with Client(port) as waits, Client(port) as other:
+            await other.ask(get("/other"))  # so that the window is known
+            waits.send(post(b"a" * 1000, path="/waits"))
+            assert (await other.ask(get("/other"))).body == b"ok"
+            assert (await waits.answer()).status == 504
+            (connection,) = upstream.connections
+            await until(lambda: bool(connection.resets))
+            assert not [frame for frame in connection.frames if isinstance(frame, h2f.DataFrame)]
+            assert (await other.ask(get("/other"))).body == b"ok"
+        assert live.endpoints()[0].active_requests == 0
+
+
+async def test_a_window_that_shrinks_below_zero_stops_a_body_and_opens_again() -> None:
+    def on_request(connection: RawHttp2Connection, stream_id: int, path: bytes) -> None:
+        pass
+
+    async with RawHttp2Upstream(on_request) as upstream, proxy() as live, Client(listen(live, upstream)) as client:
+        client.send(post(b"a" * 100_000))
+
+        def received() -> int:
+            frames = upstream.connections[0].frames if upstream.connections else []
+            return sum(len(frame.data) for frame in frames if isinstance(frame, h2f.DataFrame))
+
+        await until(lambda: received() == 65_535)
+        (connection,) = upstream.connections
+        connection.send(window_frame(0, 100_000), settings_frame({INITIAL_WINDOW_SIZE: 0}), window_frame(1, 65_535))
+        connection.send(ping_frame(b"emptied\0"))
+        await until(lambda: any(isinstance(frame, h2f.PingFrame) for frame in connection.frames))
+        assert received() == 65_535
+        connection.send(window_frame(1, 34_465))
+        await until(lambda: received() == 100_000)
+        connection.answer(1)
+        assert (await client.answer()).body == b"ok"
+
+
+async def test_data_beyond_the_stream_window_breaks_that_stream_only() -> None:
+    """The downstream reads nothing, so the window stays used up."""
+    async with RawHttp2Upstream(lambda *_: None) as upstream, proxy() as live:
+        port = listen(live, upstream)
+        async with Client(port) as other, Http2Client(port, {INITIAL_WINDOW_SIZE: 0}, acks=True) as slow:
+            other.send(get("/other"))
+            await until(lambda: bool(upstream.connections) and upstream.connections[0].has_request(1))
+            await slow.handshake()
+            slow.send(headers_frame(1, request("/slow")))
+            (connection,) = upstream.connections
+            await until(lambda: connection.has_request(3))
+            connection.send(response(3), *[data_frame(3, bytes(16_000), end_stream=False)] * 60)
+            await until(lambda: 3 in connection.resets)
+            assert connection.resets[3] == FLOW_CONTROL_ERROR
+            assert words(live) == {"http2.stream_window_exceeded": 1}
+            await slow.expect_rst(1, {INTERNAL_ERROR, CANCEL})
+            assert live.buffered() < 1 << 20
+            connection.answer(1)
+            assert (await other.answer()).body == b"ok"
+
+
+async def test_data_beyond_the_connection_window_ends_the_connection() -> None:
+    async with RawHttp2Upstream(lambda *_: None) as upstream, proxy() as live:
+        port = listen(live, upstream)
+        async with Http2Client(port, {INITIAL_WINDOW_SIZE: 0}, acks=True) as slow:
+            await slow.handshake()
+            slow.send(*[headers_frame(stream_id, request("/slow")) for stream_id in range(1, 21, 2)])
+            await until(lambda: bool(upstream.connections) and len(upstream.connections[0].requests) == 10)
+            (connection,) = upstream.connections
+            for stream_id in range(1, 21, 2):
+                connection.send(response(stream_id), *[data_frame(stream_id, bytes(16_000), end_stream=False)] * 15)
+            await until(lambda: connection.is_closed)
+            (goaway,) = connection.goaways
+            assert goaway.error_code == FLOW_CONTROL_ERROR
+            assert words(live) == {"http2.connection_window_exceeded": 1}
+            for stream_id in range(1, 21, 2):
+                stream = slow.streams[stream_id]
+                await slow.until(lambda: stream.reset is not None or stream.blocks[0][0] == (b":status", b"502"))  # noqa: B023 - called in this turn
+
+
+# ── what comes for requests that are gone ──
+
+
+async def test_an_answer_to_a_request_that_left_is_not_anyone_elses() -> None:
+    """More than a window of them, so that it is seen that theirs is given back."""
+    async with RawHttp2Upstream(lambda *_: None) as upstream, proxy() as live:
+        port = listen(live, upstream)
+        async with Http2Client(port, acks=True) as client:
+            await client.handshake()
+            for stream_id in range(1, 41, 2):
+                client.send(headers_frame(stream_id, request("/leaves")))
+                await until(lambda: bool(upstream.connections))
+                (connection,) = upstream.connections
+                await until(partial(connection.has_request, stream_id))
+                client.send(rst_frame(stream_id))
+                await until(partial(connection.has_reset, stream_id))
+                connection.send(response(stream_id), *[data_frame(stream_id, b"evil" * 4000, end_stream=False)] * 6)
+            client.send(headers_frame(41, request("/stays")))
+            await until(lambda: connection.has_request(41))
+            connection.send(response(41), data_frame(41, b"mine"))
+            assert (await client.response(41)).body == b"mine"
+            assert words(live) == {}
+
+
+async def test_a_thousand_103_end_their_request_and_the_flood_its_connection() -> None:
+    async with RawHttp2Upstream(lambda *_: None) as upstream, proxy() as live, Client(listen(live, upstream)) as client:
+        client.send(get())
+        await until(lambda: bool(upstream.connections) and upstream.connections[0].has_request(1))
+        upstream.connections[0].send(response(1, status=b"103") * 1000)
+        assert await outcome(client) == 502
+        await until(lambda: upstream.connections[0].is_closed)
+        assert words(live) == {"http2.too_many_informational": 1, "http2.flood": 1}
+
+
+async def test_streams_broken_one_after_another_end_the_connection() -> None:
+    def on_request(connection: RawHttp2Connection, stream_id: int, _: bytes) -> None:
+        connection.send(headers_frame(stream_id, [(b":status", b"no")]))
+
+    async with RawHttp2Upstream(on_request) as upstream, proxy() as live, Client(listen(live, upstream)) as client:
+        for _ in range(250):
+            client.send(get())
+            assert await outcome(client) == 502
+        assert len(upstream.connections) == 2
+        assert words(live)["http2.too_many_stream_errors"] == 1
+
+
+async def test_a_malformed_block_still_counts_for_the_table() -> None:
+    """What it put into the HPACK table is what later blocks refer to."""
+
+    def on_request(connection: RawHttp2Connection, stream_id: int, path: bytes) -> None:
+        if path == b"/bad":
+            connection.send(
+                headers_frame(stream_id, b"\x40\x01a\x03one\x40\x01B\x01x")
+            )  # no status, and an upper-case name
+        else:
+            connection.send(headers_frame(stream_id, b"\x88\xbf"))  # :status 200, the entry before the last
+
+    async with RawHttp2Upstream(on_request) as upstream, proxy() as live, Client(listen(live, upstream)) as client:
+        for _ in range(3):
+            client.send(get("/bad"))
+            assert await outcome(client) == 502
+            answer = await client.ask(get("/good"))
+            assert (answer.status, answer.header(b"a")) == (200, b"one")
+        assert len(upstream.connections) == 1
+
+
+# ── answers before their time ──
+
+
+@pytest.mark.parametrize("reset", [b"", rst_frame(1, NO_ERROR), rst_frame(1, CANCEL)], ids=["", "NO_ERROR", "CANCEL"])
+async def test_an_answer_that_ends_before_its_request_is_passed_on_whole(reset: bytes) -> None:
+    def on_request(connection: RawHttp2Connection, stream_id: int, _: bytes) -> None:
+        connection.send(response(stream_id, status=b"413"), data_frame(stream_id, b"too large"))
+        if stream_id == 1:
+            connection.send(reset)
+
+    async with RawHttp2Upstream(on_request) as upstream, proxy() as live:
+        port = listen(live, upstream)
+        async with Client(port) as client, Client(port) as other:
+            client.send(post(b"")[:-5] + b"1000000\r\n\r\n" + b"a" * 1000)
+            answer = await client.answer()
+            assert (answer.status, answer.body) == (413, b"too large")
+            await until(lambda: bool(reset) or upstream.connections[0].has_reset(1))
+            assert (await other.ask(post(b"a"))).status == 413
+        assert len(upstream.connections) == 1
+        assert words(live) == {}
+
+
+async def test_thousands_of_early_answers_are_no_flood() -> None:
+    def on_request(connection: RawHttp2Connection, stream_id: int, _: bytes) -> None:
+        connection.send(response(stream_id, status=b"403", end_stream=True), rst_frame(stream_id, NO_ERROR))
+
+    async with RawHttp2Upstream(on_request) as upstream, proxy() as live:
+        async with Http2Client(listen(live, upstream), acks=True) as client:
+            await client.handshake()
+            for first in range(1, 2001, 100):
+                ids = range(first, first + 100, 2)
+                client.send(*[headers_frame(i, request(method="POST"), end_stream=False) for i in ids])
+                for stream_id in ids:
+                    assert (await client.response(stream_id)).status == 403
+                client.send(*[data_frame(i) for i in ids])
+        assert len(upstream.connections) == 1
+        assert words(live) == {}
+
+
+# ── towards HTTP/1.1 ──
+
+
+@pytest.mark.parametrize("name", [b"x", b"set-cookie", b"location", b"trailer", b"content-type"])
+@pytest.mark.parametrize(
+    "split", [b"\r\n\r\nHTTP/1.1 200 OK\r\n\r\nevil", b"\n\nevil", b"\r\revil", b"\x00\r\nevil: 1", b"\n evil"]
+)
+async def test_no_field_splits_an_answer(name: bytes, split: bytes) -> None:
+    def on_request(connection: RawHttp2Connection, stream_id: int, _: bytes) -> None:
+        connection.send(response(stream_id, (name, b"a" + split), end_stream=True))
+
+    async with RawHttp2Upstream(on_request) as upstream, proxy() as live:
+        answer = await exchange(listen(live, upstream), get() + get())
+        assert answer.startswith(b"HTTP/1.1 502 ")
+        assert answer.count(b"HTTP/1.1 ") == 2
+        assert b"evil" not in answer
+
+
+async def test_a_body_that_looks_like_an_answer_is_a_body() -> None:
+    evil = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
+
+    def on_request(connection: RawHttp2Connection, stream_id: int, path: bytes) -> None:
+        fields = [(b"content-length", b"%d" % len(evil))] if path == b"/length" else []
+        connection.send(response(stream_id, *fields), data_frame(stream_id, evil))
+
+    async with RawHttp2Upstream(on_request) as upstream, proxy() as live, Client(listen(live, upstream)) as client:
+        for path in ("/length", "/none"):
+            assert (await client.ask(get(path))).body == evil
+
+
+@pytest.mark.parametrize("status", [b"204", b"304"])
+async def test_a_body_where_none_may_be_does_not_become_the_next_answer(status: bytes) -> None:
+    def on_request(connection: RawHttp2Connection, stream_id: int, path: bytes) -> None:
+        if path == b"/good":
+            connection.answer(stream_id)
+        else:
+            evil = data_frame(stream_id, b"HTTP/1.1 200 OK\r\nX: evil\r\n\r\n")
+            connection.send(response(stream_id, status=b"200" if path == b"/head" else status), evil)
+
+    async with RawHttp2Upstream(on_request) as upstream, proxy() as live:
+        port = listen(live, upstream)
+        assert b"evil" not in await exchange(port, get("/bad") + get("/good"))
+        assert b"evil" not in await exchange(port, get("/head", method="HEAD") + get("/good"))
+        assert words(live) == {"http2.content_length_mismatch": 2}

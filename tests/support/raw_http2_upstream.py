@@ -41,6 +41,9 @@ class RawHttp2Connection(asyncio.Protocol):
     def has_request(self, stream_id: int) -> bool:
         return stream_id in self.requests
 
+    def has_reset(self, stream_id: int) -> bool:
+        return stream_id in self.resets
+
     def send(self, *parts: bytes) -> None:
         if not self.transport.is_closing():
             self.transport.write(b"".join(parts))
