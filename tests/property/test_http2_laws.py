@@ -285,15 +285,10 @@ async def take(client: Http2Client, body: bytes, step: int) -> None:
     window=st.sampled_from([0, 1, 1000, 65_535, 2**20]),
 )
 def test_a_body_arrives_as_it_was_both_ways_however_it_is_framed(
-    up_sizes: list[int],
-    down_sizes: list[int],
-    paddings: list[int],
-    trailers: list[Field],
-    says_length: bool,
-    window: int,
+    up: list[int], down: list[int], paddings: list[int], trailers: list[Field], says_length: bool, window: int
 ) -> None:
-    up, down = cut_body(up_sizes), cut_body(down_sizes)
-    whole_up, whole_down = b"".join(up), b"".join(down)
+    asked, answered = cut_body(up), cut_body(down)
+    whole_up, whole_down = b"".join(asked), b"".join(answered)
     lines = b"".join(b"%b: %b\r\n" % field for field in trailers)
     chunks = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in answered if piece)
     chunked = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + chunks + b"0\r\n" + lines + b"\r\n"
