@@ -17,7 +17,8 @@ demo: $(STAMP) ## a mesh of real processes on loopback, with its expectations ch
 	$(BIN)/meshproxy demo $(ARGS)
 
 test: check ## check, then all other tests
-	$(BIN)/python -m pytest tests --ignore tests/unit --ignore tests/property $(ARGS)
+	$(BIN)/python -m pytest -n 2 tests --ignore tests/unit --ignore tests/property --ignore tests/faults $(ARGS)
+	$(BIN)/python -m pytest tests/faults $(ARGS)
 
 check: $(STAMP) ## lint, types, import contracts and unit tests, in under a minute
 	$(BIN)/ruff check .
