@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 
+from meshproxy.control import messages as m
 from meshproxy.model.cluster import CircuitLimits, Protocol, TlsMode, UpstreamTls
+from meshproxy.model.listener import Direction, MtlsMode
 from tests.support.certificates import Authority
 from tests.support.client import Client, get
 from tests.support.http2_client import PREFACE, Http2Client, headers_frame, request
 from tests.support.http2_origin import H2Answer, H2Origin, H2Request
 from tests.support.live_worker import LiveWorker, until
 from tests.support.origin import Origin
-from tests.support.raw_server import RawServer
+from tests.support.raw_server import RawServer, pipe
 
 
 @pytest.fixture
@@ -44,15 +46,9 @@ class Either:
         up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._ports[is_http2])
         up_writer.write(first)
         try:
-            await asyncio.gather(_pipe(reader, up_writer), _pipe(up_reader, writer))
+            await asyncio.gather(pipe(reader, up_writer), pipe(up_reader, writer))
         finally:
             up_writer.close()
-
-
-async def _pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while data := await reader.read(65536):
-        writer.write(data)
-    writer.close()
 
 
 async def ask_http2(client: Http2Client, stream_id: int) -> bytes:
@@ -163,6 +159,38 @@ async def test_a_port_of_no_protocol_carries_both_versions_and_what_is_neither(l
             async with Client(port) as other:
                 other.send(b"\x00\x01\x02 bytes")
                 await until(lambda: len(either.versions) == 3)
+
+
+async def test_the_version_goes_through_two_proxies_of_a_mesh(live: LiveWorker) -> None:
+    """Ports of no protocol all the way: without useClientProtocol two proxies would speak HTTP/2 to each other."""
+    authority = Authority()
+    for account in ("app", "rsu"):
+        leaf = authority.leaf("default", account)
+        live.put(m.PutWorkload(live.workload(f"default/{account}", account)))
+        certificates = m.PutCertificates(f"default/{account}", leaf.chain_pem, leaf.key_pem, leaf.roots_pem)
+        live.worker.on_message(certificates, None)
+    auto: dict[str, Any] = {"protocol": Protocol.AUTO, "follows_client": True}
+    async with Origin() as origin, H2Origin(answer) as h2_origin:
+        either = Either(origin, h2_origin)
+        async with either.front as front:
+            app = live.cluster([("127.0.0.1", front.port)], "inbound|80||", **auto)
+            inbound = live.listen(
+                app,
+                direction=Direction.INBOUND,
+                mtls=MtlsMode.STRICT,
+                workload_id="default/rsu",
+                protocol=Protocol.AUTO,
+            )
+            tls = UpstreamTls(mode=TlsMode.ISTIO_MUTUAL)
+            endpoint = {"speaks_mtls": True, "spiffe_ids": ("spiffe://cluster.local/ns/default/sa/rsu",)}
+            key = live.cluster([("127.0.0.1", inbound)], "outbound|80||rsu", tls=tls, endpoint=endpoint, **auto)
+            port = live.listen(key, protocol=Protocol.AUTO)
+            async with Client(port) as one, Http2Client(port) as two:
+                await two.handshake()
+                for stream_id in (1, 3):
+                    assert (await one.ask(get())).body == b"ok"
+                    assert await ask_http2(two, stream_id) == b"two"
+            assert sorted(either.versions) == ["HTTP/1.1", "HTTP/2"]
 
 
 @pytest.mark.parametrize(("downstream", "chosen"), [("HTTP/1.1", "http/1.1"), ("HTTP/2", "h2")])

@@ -13,9 +13,10 @@ from meshproxy.model.listener import Direction
 from tests.support.certificates import Authority
 from tests.support.client import Client, get
 from tests.support.http2_client import Http2Client, headers_frame, request
+from tests.support.http2_origin import H2Origin
 from tests.support.live_worker import LiveWorker, until
 from tests.support.other_proxies import haproxy, nginx
-from tests.support.raw_server import RawServer
+from tests.support.raw_server import RawServer, pipe
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
@@ -117,6 +118,35 @@ async def test_requests_of_one_http2_downstream_share_its_connections(live: Live
                 assert (await client.response(stream_id)).status == 200
         assert len(upstream.headers) == 1
         assert [number for number, _ in upstream.requests] == [0, 0, 0]
+
+
+async def test_http2_upstreams_get_one_connection_for_each_downstream(live: LiveWorker) -> None:
+    headers: list[bytes] = []
+    async with H2Origin() as origin:
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            headers.append(await reader.readuntil(b"\r\n"))
+            up_reader, up_writer = await asyncio.open_connection("127.0.0.1", origin.port)
+            try:
+                await asyncio.gather(pipe(reader, up_writer), pipe(up_reader, writer))
+            finally:
+                up_writer.close()
+
+        async with RawServer(serve) as front:
+            port = live.listen(live.cluster([("127.0.0.1", front.port)], proxy_protocol=1, speaks_http2=True))
+            async with Client(port) as first, Client(port) as second, Http2Client(port) as third:
+                await third.handshake()
+                for stream_id in (1, 3):
+                    assert (await first.ask(get())).status == (await second.ask(get())).status == 200
+                    third.send(headers_frame(stream_id, request()))
+                    assert (await third.response(stream_id)).status == 200
+                third_name = third.transport.get_extra_info("sockname")
+                assert set(headers) == {
+                    header_of(first, port),
+                    header_of(second, port),
+                    write_header(1, third_name, ("127.0.0.1", port)),
+                }
+                assert len(headers) == len(origin.connections) == 3
 
 
 async def test_the_header_stands_before_tls(live: LiveWorker) -> None:

@@ -66,6 +66,13 @@ def script(*answers: bytes, closes: bool = False) -> Serve:
     return serve
 
 
+async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """One direction of a relay, to its end."""
+    while data := await reader.read(65536):
+        writer.write(data)
+    writer.close()
+
+
 async def reset(writer: asyncio.StreamWriter) -> None:
     """End the connection with RST."""
     await writer.drain()
