@@ -126,15 +126,35 @@ class UpstreamH2(Http2Connection, asyncio.Protocol):
     def stream_over(self, stream: "UpstreamStream") -> None:
         if len(self._free) < MAX_FREE and not self.is_dead:
             self._free.append(stream)
-        if self.streams or self.is_dead:
+        if self.is_dead:
             return
         endpoint = self.endpoint
-        if self.is_going or endpoint.is_removed or endpoint.is_ejected or not self.peer_max_streams:
+        if endpoint.cluster.pending and self.has_room() and self._take_waiter():
+            return
+        if self.streams:
+            return
+        if (
+            self.is_going
+            or endpoint.is_removed
+            or endpoint.is_ejected
+            or not self.peer_max_streams
+            or endpoint.cluster.pending  # for another endpoint: its turn
+        ):
             self.retire()
             return
         idle_timeout_s = endpoint.cluster.cluster.idle_timeout_s
         if idle_timeout_s is not None:
             self.deadline = self._now + idle_timeout_s
+
+    def _take_waiter(self) -> bool:
+        """Whether somebody who waits for a connection to this endpoint has got a share of this one."""
+        pending = self.endpoint.cluster.pending
+        for index, (endpoint, waiter, _) in enumerate(pending):
+            if endpoint is self.endpoint:
+                del pending[index]
+                waiter.on_connected(self.open_stream())
+                return True
+        return False
 
     def close(self) -> None:
         self.retire()
@@ -540,8 +560,9 @@ class UpstreamStream(Http2Stream):
             detail = "refused_stream"
         else:
             detail = "reset" if code != http2.CANCEL else "connection_termination"
-        self.connection.stream_over(self)
-        http.on_upstream_lost(detail, self.has_head)
+        has_head = self.has_head
+        self.connection.stream_over(self)  # from here on it may be another request's
+        http.on_upstream_lost(detail, has_head)
 
     def on_writable(self, is_writable: bool) -> None:
         if self.http is not None:

@@ -8,9 +8,10 @@ import pytest
 from meshproxy.model.cluster import CircuitLimits
 from meshproxy.model.route import RetryPolicy, Route, WeightedCluster
 from tests.support.client import Client, Cut, get, post
-from tests.support.http2_client import Http2Client, data_frame, headers_frame, request, rst_frame
+from tests.support.http2_client import Http2Client, data_frame, headers_frame, request, rst_frame, settings_frame
 from tests.support.http2_origin import H2Answer, H2Origin, H2Request
 from tests.support.live_worker import LiveWorker, until
+from tests.support.raw_http2_upstream import RawHttp2Upstream, response
 
 BODY = bytes(range(256)) * 4096  # 1 MiB: four stream windows
 
@@ -262,3 +263,42 @@ async def test_an_upstream_without_http2_gives_502_and_no_traceback() -> None:
         async with Client(live.listen(key)) as client:
             client.send(get())
             assert (await client.answer()).status in (502, 503)
+
+
+async def test_a_request_that_waits_for_a_connection_gets_the_first_place_on_one() -> None:
+    held: list[H2Request] = []
+
+    async with H2Origin(held.append) as origin, LiveWorker() as live:
+        port = listen(live, origin, max_concurrent_streams=1, limits=CircuitLimits(max_connections=1))
+        async with Client(port) as first, Client(port) as second:
+            first.send(get("/first"))
+            await until(lambda: bool(held) and held[0].is_whole)
+            second.send(get("/second"))
+            await until(lambda: len(live.clusters()[0].pending) == 1)
+            (connection,) = origin.connections
+            connection.respond(held[0], H2Answer(b"first"))
+            connection.flush()
+            assert (await first.answer()).body == b"first"
+            await until(lambda: len(origin.requests) == 2 and origin.requests[1].is_whole)
+            connection.respond(origin.requests[1], H2Answer(b"second"))
+            connection.flush()
+            assert (await second.answer()).body == b"second"
+        assert len(origin.connections) == 1
+
+
+async def test_an_upgrade_that_left_before_settings_came_is_not_sent_for_another_request() -> None:
+    async with RawHttp2Upstream(lambda *_: None, opening=b"") as upstream, LiveWorker() as live:
+        port = live.listen(live.cluster([("127.0.0.1", upstream.port)], speaks_http2=True))
+        connect = [(b":method", b"CONNECT"), (b":protocol", b"websocket"), (b":scheme", b"http")]
+        async with Http2Client(port, acks=True) as client:
+            await client.handshake()
+            client.send(headers_frame(1, [*connect, (b":authority", b"a.example"), (b":path", b"/leaves")], False))
+            await until(lambda: live.open_upstreams() == 1 and bool(upstream.connections))
+            client.send(rst_frame(1), headers_frame(3, request("/stays")))
+            (connection,) = upstream.connections
+            await until(lambda: connection.has_request(1))
+            connection.send(settings_frame({8: 1}), response(1))
+            await until(lambda: connection.acked_settings())
+            connection.send(data_frame(1))
+            assert (await client.response(3)).status == 200
+            assert [dict(fields)[b":path"] for fields in connection.requests.values()] == [b"/stays"]

@@ -44,6 +44,9 @@ class RawHttp2Connection(asyncio.Protocol):
     def has_reset(self, stream_id: int) -> bool:
         return stream_id in self.resets
 
+    def acked_settings(self) -> bool:
+        return any(isinstance(frame, h2f.SettingsFrame) and "ACK" in frame.flags for frame in self.frames)
+
     def send(self, *parts: bytes) -> None:
         if not self.transport.is_closing():
             self.transport.write(b"".join(parts))
