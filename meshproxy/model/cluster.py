@@ -203,6 +203,8 @@ class Cluster:
     """HTTP requests go over shared HTTP/2 connections: by prior knowledge in plaintext, by ALPN in TLS."""
     offers_http2: bool = True
     """Between two proxies of a mesh: HTTP/2 where both sides have it, though the service speaks HTTP/1.1."""
+    offers_http3: bool = False
+    """Where there is TLS: HTTP/3 where QUIC gets through, else what TCP would have."""
     follows_client: bool = False
     """HTTP requests go on in the version they came in, whatever speaks_http2 and offers_http2 say."""
     proxy_protocol: int = 0

@@ -27,6 +27,7 @@ from meshproxy.snapshot.peer_authentication import PeerAuthentications
 from meshproxy.snapshot.services import Instance, Service, ServicePort, Services
 from meshproxy.snapshot.traffic_policy import (
     lb_policy,
+    offers_http3,
     outlier_policy,
     pool_settings,
     proxy_protocol,
@@ -166,6 +167,7 @@ class OutboundClusters:
             tls=upstream_tls(tls, service.host, port.number, subset, service.is_external or is_udp),
             proxy_protocol=proxy_protocol(settings.get("proxyProtocol"), port.protocol, self._findings),
             health_check=_health_check(endpoints),
+            offers_http3=port.protocol.is_http and offers_http3(rule, chosen),
             source=shaped_by.source,
             **pool_settings(settings.get("connectionPool"), settings.get("retryBudget"), port.protocol),
         )

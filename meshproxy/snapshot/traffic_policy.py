@@ -19,7 +19,7 @@ from meshproxy.model.cluster import (
     TlsMode,
     UpstreamTls,
 )
-from meshproxy.snapshot.destination_rules import Setting
+from meshproxy.snapshot.destination_rules import Rule, Setting, Subset
 from meshproxy.snapshot.findings import Findings
 
 _LB_KINDS = {
@@ -28,6 +28,7 @@ _LB_KINDS = {
     "RANDOM": LbKind.RANDOM,
     "PASSTHROUGH": LbKind.PASSTHROUGH,
 }
+_HTTP3_ANNOTATION = "meshproxy.io/http3"
 _SUCCESS_RATE_ANNOTATION = "meshproxy.io/success-rate"
 _FAILURE_PERCENTAGE_ANNOTATION = "meshproxy.io/failure-percentage"
 _DEFAULT_OUTLIER = OutlierPolicy()
@@ -106,6 +107,12 @@ def outlier_policy(setting: Setting | None) -> OutlierPolicy | None:
         enforce_failure_percentage=annotations.get(_FAILURE_PERCENTAGE_ANNOTATION) == "true",
         error_codes=frozenset(int(code) for code in codes) if codes else None,
     )
+
+
+def offers_http3(rule: Rule | None, subset: Subset | None) -> bool:
+    """h2UpgradePolicy has no word for HTTP/3, so an annotation of the DestinationRule has one."""
+    resources = [found.resource for found in (rule, subset) if found is not None]
+    return any(resource.annotations.get(_HTTP3_ANNOTATION) == "true" for resource in resources)
 
 
 def pool_settings(pool: Setting | None, retry_budget: Setting | None, protocol: Protocol) -> dict[str, Any]:

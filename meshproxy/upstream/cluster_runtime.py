@@ -21,12 +21,21 @@ from meshproxy.model.workload import Workload
 from meshproxy.telemetry.recorder import ClusterCounters
 from meshproxy.tls.context import Bundle, client_context, server_context
 from meshproxy.tls.transport import SessionSlot
-from meshproxy.upstream.connect import ALPN_SERVER, ConnectError, PendingConnect, UpstreamTlsContext, upstream_tls
+from meshproxy.upstream.connect import (
+    ALPN_SERVER,
+    ConnectError,
+    PendingConnect,
+    UpstreamTlsContext,
+    probe_quic,
+    upstream_tls,
+)
+from meshproxy.upstream.transport_choice import QuicTries
 from meshproxy.upstream.worker_state import NEVER, WorkerState
 
 if TYPE_CHECKING:
     from meshproxy.upstream.connection_h1 import UpstreamConnection
     from meshproxy.upstream.connection_h2 import UpstreamH2
+    from meshproxy.upstream.connection_h3 import UpstreamH3
 
 
 _HTTP2_PROTOCOLS = frozenset({"HTTP/2", "HTTP/3"})
@@ -56,6 +65,7 @@ class EndpointRuntime(EndpointState):
         "connections_total",
         "expects_h2",
         "has_answered",
+        "http3",
         "idle",
         "is_removed",
         "is_suspect",
@@ -91,8 +101,10 @@ class EndpointRuntime(EndpointState):
         self.tls: UpstreamTlsContext | None = None
         self.session: SessionSlot | None = None
         """TLS session to resume; made with the first TLS connection."""
-        self.shared: list[UpstreamH2] = []
-        """Connections that may have room for another request (HTTP/2)."""
+        self.shared: list[UpstreamH2 | UpstreamH3] = []
+        """Connections that may have room for another request (HTTP/2 and HTTP/3)."""
+        self.http3: QuicTries | None = None
+        """How QUIC fared, where it has been tried."""
         self.expects_h2 = cluster.cluster.speaks_http2
         """One connection serves many requests, so one is opened and the others wait for it."""
         self.waiting: list[Waiter] | None = None
@@ -113,7 +125,7 @@ class EndpointRuntime(EndpointState):
         if tls != self.tls:
             self.tls = tls
             if tls is not None and tls.is_mesh:
-                self.expects_h2 |= spec.offers_http2 and spec.protocol.is_http
+                self.expects_h2 |= (spec.offers_http2 or spec.offers_http3) and spec.protocol.is_http
             self.close_idle()
         for share in self.shares.values():
             share.refresh_tls()
@@ -283,6 +295,8 @@ class ClusterRuntime:
             if not connection.transport.is_closing():
                 return connection
         if endpoint.expects_h2:
+            if endpoint.http3 is not None and endpoint.http3.is_due(monotonic()):
+                probe_quic(endpoint)
             for shared in endpoint.shared:
                 if shared.has_room():
                     return shared.open_stream()
@@ -462,7 +476,7 @@ class ClusterUpdate:
                     state.tls = upstream_tls(cluster, endpoint, workload)
                     state.expects_h2 = cluster.speaks_http2
                     if state.tls is not None and state.tls.is_mesh:
-                        state.expects_h2 |= cluster.offers_http2 and cluster.protocol.is_http
+                        state.expects_h2 |= (cluster.offers_http2 or cluster.offers_http3) and cluster.protocol.is_http
                     if before is not None:
                         state.is_ejected, state.is_unhealthy = before.is_ejected, before.is_unhealthy
                         state.is_suspect, state.joined_at = before.is_suspect, before.joined_at
@@ -502,7 +516,7 @@ class ClusterUpdate:
 
 def _wire(cluster: Cluster) -> tuple[object, ...]:
     """What a connection to the cluster is like: one of another wire cannot serve it."""
-    return cluster.follows_client, cluster.proxy_protocol, cluster.speaks_http2
+    return cluster.follows_client, cluster.proxy_protocol, cluster.speaks_http2, cluster.offers_http3
 
 
 class WorkloadRuntime:

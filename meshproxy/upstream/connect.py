@@ -10,15 +10,19 @@ import ssl
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.codec.proxy_protocol import write_header
+from meshproxy.errors import ConfigError
 from meshproxy.model.cluster import Cluster, TcpKeepalive, TlsMode
 from meshproxy.model.endpoint import Endpoint
 from meshproxy.tls.context import origination_context
 from meshproxy.tls.transport import SessionSlot, connect_tls
 from meshproxy.tls.verify import check_names, check_server
+from meshproxy.upstream.transport_choice import TCP_AFTER_S, QuicTries
 
 if TYPE_CHECKING:
     from meshproxy.upstream.cluster_runtime import EndpointRuntime, Waiter, WorkloadRuntime
@@ -184,6 +188,57 @@ class PendingConnect:
         cluster.open_failed(endpoint, self.waiter, error)
 
     async def _open(self) -> Any:
+        tries = _quic_tries(self.endpoint)
+        return await (self._open_tcp() if tries is None else self._race(tries))
+
+    async def _race(self, tries: QuicTries) -> Any:
+        """QUIC first, TCP too where that fails or takes long: whichever is there first. The other is dropped."""
+        from meshproxy.upstream.connection_h3 import connect
+
+        loop, endpoint = self._state.loop, self.endpoint
+        quic = loop.create_task(connect(endpoint, tries))
+        tcp: asyncio.Task[Any] | None = None
+        is_chosen = False
+        try:
+            await asyncio.wait((quic,), timeout=TCP_AFTER_S)
+            if not _has_worked(quic):
+                tcp = loop.create_task(self._open_tcp())
+                await asyncio.wait((quic, tcp), return_when=asyncio.FIRST_COMPLETED)
+                while not (_has_worked(quic) or _has_worked(tcp) or (quic.done() and tcp.done())):
+                    await asyncio.wait((tcp,) if quic.done() else (quic,))
+            if not _has_worked(quic):
+                assert tcp is not None, "there is no answer without one of the two"
+                connection = tcp.result()
+                tries.failed(monotonic())
+                return connection
+            tries.worked()
+            await self._drop(tcp)
+            if not quic.result().is_dead:
+                is_chosen = True
+                quic.result().adopt()
+            else:
+                raise ConnectionAbortedError("closed as soon as it was open")
+            self._protocol = quic.result()
+            return self._protocol
+        finally:
+            if not is_chosen:
+                _end_quic(quic)
+            if tcp is not None and not tcp.done():
+                tcp.cancel()
+                await asyncio.wait((tcp,))
+
+    async def _drop(self, tcp: "asyncio.Task[Any] | None") -> None:
+        """QUIC was first. A TCP connection that is there already is counted as one until it has ended."""
+        if tcp is None:
+            return
+        tcp.cancel()
+        await asyncio.wait((tcp,))
+        protocol, self._protocol = self._protocol, None
+        if protocol is not None and protocol.transport is not None:
+            self.endpoint.cluster.connections += 1
+            protocol.transport.abort()
+
+    async def _open_tcp(self) -> Any:
         endpoint = self.endpoint
         tls = endpoint.tls
         if tls is _NO_CERTIFICATES:
@@ -220,6 +275,73 @@ class PendingConnect:
         if not where.address.startswith("/"):
             tune(transport.get_extra_info("socket"), endpoint.cluster.cluster.tcp_keepalive)
         return transport.get_protocol()  # what was negotiated may be another than was made
+
+
+def _quic_tries(endpoint: "EndpointRuntime") -> QuicTries | None:
+    """What is known of QUIC to the endpoint; None where it is not to be tried now."""
+    spec = endpoint.cluster.cluster
+    if (
+        not spec.offers_http3
+        or not spec.protocol.is_http
+        or endpoint.tls is None
+        or endpoint.tls is _NO_CERTIFICATES
+        or endpoint.of is not None  # its connections are of one downstream
+        or not has_quic()
+    ):
+        return None
+    if endpoint.http3 is None:
+        endpoint.http3 = QuicTries()
+    return endpoint.http3 if endpoint.http3.may_try(monotonic()) else None
+
+
+@cache
+def has_quic() -> bool:
+    return find_spec("aioquic") is not None
+
+
+def _has_worked(task: "asyncio.Task[Any]") -> bool:
+    return task.done() and not task.cancelled() and task.exception() is None
+
+
+def _end_quic(task: "asyncio.Task[Any]") -> None:
+    """An attempt that is not wanted any more, however far it is."""
+    if _has_worked(task):
+        task.result().abort()
+    else:
+        task.cancel()
+
+
+def probe_quic(endpoint: "EndpointRuntime") -> None:
+    """Try QUIC again, which did not get through before, beside the TCP connections that serve meanwhile."""
+    tries = _quic_tries(endpoint)
+    if tries is not None:
+        tries.probe = endpoint.cluster.state.loop.create_task(_probe(endpoint, tries))
+
+
+async def _probe(endpoint: "EndpointRuntime", tries: QuicTries) -> None:
+    from meshproxy.upstream.connection_h3 import connect
+
+    cluster = endpoint.cluster
+    try:
+        async with asyncio.timeout(cluster.cluster.connect_timeout_s):
+            connection = await connect(endpoint, tries)
+    except (OSError, ConfigError):
+        tries.failed(monotonic())
+        return
+    finally:
+        tries.probe = None
+    if connection.is_dead:
+        return
+    tries.worked()
+    if endpoint.is_removed or endpoint.is_ejected or cluster.connections >= cluster.cluster.limits.max_connections:
+        connection.abort()
+        return
+    endpoint.close_idle()
+    cluster.connections += 1
+    endpoint.connections_total += 1
+    cluster.counters.upstream_cx_total += 1
+    connection.adopt()
+    endpoint.expects_h2 = True
 
 
 class _Announcing(asyncio.Protocol):
