@@ -80,6 +80,10 @@ class MessageCounter:
     __slots__ = ("_left", "_prefix", "count")
 
     def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Another stream."""
         self.count = 0
         """Messages that have begun: their prefix is complete."""
         self._left = 0

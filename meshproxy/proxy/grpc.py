@@ -50,6 +50,8 @@ class GrpcStream(HttpStream):
         self._web_type = b""
         """The content type of its answer where it is translated from gRPC-Web; b"" where it is not."""
         self._text: grpc_web.TextDecoder | None = None
+        self._received = grpc.MessageCounter()
+        self._sent = grpc.MessageCounter()
         self.grpc_status: int | None = None
         self._judged_as: int | None = None
         """The HTTP status that a grpc-status in the head stands for."""
@@ -57,15 +59,18 @@ class GrpcStream(HttpStream):
         """timeout_at is the caller's, not the route's."""
 
     def start(self, head: RequestHead, now: float) -> None:
-        self.is_call = grpc.is_grpc(head.grpc)
+        kind = head.grpc
+        self.is_call = kind == grpc.CONTENT_TYPE or grpc.is_grpc(kind)
         self.grpc_status = self._judged_as = None
         self._has_own_deadline = False
         self._web_type, self._text = b"", None
-        if grpc_web.is_grpc_web(head.grpc) and self.listener.listener.protocol is Protocol.GRPC_WEB:
-            self.is_call = True
-            head = self._translated(head)
+        if not self.is_call and kind and self.listener.listener.protocol is Protocol.GRPC_WEB:
+            self.is_call = grpc_web.is_grpc_web(kind)
+            if self.is_call:
+                head = self._translated(head)
         if self.is_call:
-            self._received, self._sent = grpc.MessageCounter(), grpc.MessageCounter()
+            self._received.begin()
+            self._sent.begin()
         super().start(head, now)
         if not self.is_call or not self.is_active:
             return
@@ -172,9 +177,10 @@ class GrpcStream(HttpStream):
             # Too late for outlier detection and for a retry, as in Envoy: the answer is out.
             if self.endpoint is not None and (self.grpc_status is None or grpc.to_http(self.grpc_status) >= 500):
                 self.endpoint.rq_error += 1
-        if self.is_call:
+        if body and self.is_call:
             self._sent.feed(body)
-            self._count_messages()
+            if not is_complete:  # else they are counted with the call
+                self._count_messages()
         if self._web_type:
             if trailers:
                 body += grpc_web.trailer_frame(trailers)
