@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 MAX_FREE = 32
 MAX_KNOWN = 256
 SETTINGS_TIMEOUT_S = 10.0
+PROBE_S = 1.0
+"""How long a connection on which nothing was heard during a whole request may take to answer a PING."""
 LAST_STREAM_ID = 2**31 - 1
 _WEBSOCKET_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 §1.3
 _REQUEST_ID = b"\r\nx-request-id: "
@@ -45,6 +47,8 @@ class UpstreamH2(Http2Connection, asyncio.Protocol):
         "_is_waking",
         "_next_id",
         "_opened_at",
+        "_probed_at_read",
+        "_reads",
         "_scheme",
         "_settings_due",
         "_upgrades",
@@ -68,6 +72,10 @@ class UpstreamH2(Http2Connection, asyncio.Protocol):
         self._next_id = 1
         self._opened_at = 0.0
         self._settings_due = NEVER
+        self._reads = 0
+        """How often anything was heard from the peer."""
+        self._probed_at_read = -1
+        """_reads when a probe was sent; -1: none is under way."""
         self._upgrades: list[UpstreamStream] = []
         """Tunnels that wait to hear whether the peer knows extended CONNECT."""
         self._scheme = b"https" if endpoint.tls is not None else b"http"
@@ -109,9 +117,11 @@ class UpstreamH2(Http2Connection, asyncio.Protocol):
         self.last_id = self._next_id
         self._next_id += 2
         self._window_updates_allowed += 2
+        stream.reads_before = self._reads
         self.streams[stream.id] = stream
         self.requests += 1
-        self.deadline = self._settings_due if self.awaits_settings else NEVER
+        if self._probed_at_read < 0:
+            self.deadline = self._settings_due if self.awaits_settings else NEVER
 
     def retire(self) -> None:
         """No more requests; those it has are finished."""
@@ -142,9 +152,13 @@ class UpstreamH2(Http2Connection, asyncio.Protocol):
         ):
             self.retire()
             return
-        idle_timeout_s = endpoint.cluster.cluster.idle_timeout_s
-        if idle_timeout_s is not None:
-            self.deadline = self._now + idle_timeout_s
+        if self._probed_at_read < 0:
+            self._rest(self._now)
+
+    def _rest(self, now: float) -> None:
+        """No stream is open."""
+        idle_timeout_s = self.endpoint.cluster.cluster.idle_timeout_s
+        self.deadline = now + idle_timeout_s if idle_timeout_s is not None else NEVER
 
     def _take_waiter(self) -> bool:
         """Whether somebody who waits for a connection to this endpoint has got a share of this one."""
@@ -156,6 +170,17 @@ class UpstreamH2(Http2Connection, asyncio.Protocol):
                 return True
         return False
 
+    def probe(self) -> None:
+        """A request was given up, and nothing has been heard since it was sent: is anybody there?
+
+        A path that is gone (another radio cell, a NAT that forgot) gives no error for a quarter of an hour, and on a
+        shared connection every request would wait for it.
+        """
+        if self._probed_at_read < 0 and not self.is_dead:
+            self._probed_at_read = self._reads
+            self.deadline = monotonic() + PROBE_S
+            self.ping(b"meshpoke")
+
     def close(self) -> None:
         self.retire()
 
@@ -163,6 +188,14 @@ class UpstreamH2(Http2Connection, asyncio.Protocol):
         self.deadline = NEVER
         if self.transport.is_closing():
             self.transport.abort()
+        elif 0 <= self._probed_at_read:
+            is_silent = self._reads == self._probed_at_read
+            self._probed_at_read = -1
+            if is_silent:
+                self.endpoint.cluster.counters.upstream_cx_destroy_local += 1
+                self.transport.abort()
+            elif not self.streams:
+                self._rest(now)
         elif self.awaits_settings:
             self.fail(Http2Error(http2.SETTINGS_TIMEOUT, "settings_timeout"))
         elif not self.streams:
@@ -216,6 +249,7 @@ class UpstreamH2(Http2Connection, asyncio.Protocol):
         return False
 
     def data_received(self, data: bytes) -> None:
+        self._reads += 1
         self.receive(data, monotonic())
         if self._out and not self.is_dead:
             self._wake()
@@ -402,11 +436,13 @@ class UpstreamStream(Http2Stream):
         "http",
         "informational",
         "is_head_request",
+        "reads_before",
         "upgrade",
     )
 
     has_head: bool
     informational: int
+    reads_before: int
     http: Any
     """The request's Stream (connection_h1); None before send and after release."""
 
@@ -525,6 +561,8 @@ class UpstreamStream(Http2Stream):
                 del connection.streams[self.id]
             else:
                 connection.reset(self.id, http2.NO_ERROR if self.is_peer_ended else http2.CANCEL)
+                if connection._reads == self.reads_before:
+                    connection.probe()
         connection.stream_over(self)
 
     def close(self) -> None:

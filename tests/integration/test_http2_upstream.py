@@ -226,6 +226,37 @@ async def test_an_answer_nobody_reads_stops_its_stream_and_no_other() -> None:
             assert len((await slow.answer()).body) == 16 << 20
 
 
+async def test_a_connection_on_which_nobody_is_heard_any_more_is_left_after_a_second() -> None:
+    async with H2Origin() as origin, LiveWorker() as live:
+        key = live.cluster([("127.0.0.1", origin.port)], speaks_http2=True)
+        port = live.listen(key, routes=(Route(clusters=(WeightedCluster(cluster_key=key),), timeout_s=0.3),))
+        async with Client(port) as client:
+            client.send(get())
+            assert (await client.answer()).status == 200
+            origin.connections[0].transport.pause_reading()  # as if the path to it were gone
+            client.send(get())
+            assert (await client.answer()).status == 504
+            await until(lambda: live.open_upstreams() == 0)
+            client.send(get())
+            assert (await client.answer()).status == 200
+        assert len(origin.connections) == 2
+
+
+async def test_a_slow_answer_costs_its_request_and_not_the_connection() -> None:
+    async with H2Origin(lambda _: None) as origin, LiveWorker() as live:
+        key = live.cluster([("127.0.0.1", origin.port)], speaks_http2=True)
+        port = live.listen(key, routes=(Route(clusters=(WeightedCluster(cluster_key=key),), timeout_s=0.3),))
+        async with Client(port) as client:
+            client.send(get())
+            assert (await client.answer()).status == 504
+            (shared,) = live.endpoints()[0].shared
+            await until(lambda: shared._probed_at_read < 0)  # the probe was answered, and is over
+            origin.answer = lambda _: H2Answer()
+            client.send(get())
+            assert (await client.answer()).status == 200
+        assert len(origin.connections) == 1
+
+
 async def test_the_limit_of_requests_of_a_connection_is_kept() -> None:
     async with H2Origin() as origin, LiveWorker() as live:
         async with Client(listen(live, origin, max_requests_per_connection=3)) as client:
