@@ -195,9 +195,9 @@ class LiveWorker:
         return port
 
     def listen_quic(self, cluster_key: str, *, routes: tuple[Route, ...] | None = None, **fields: Any) -> int:
-        """Put a QUIC listener on a free port that sends everything to the cluster; returns the port."""
+        """Put a QUIC listener on a free port (or `port`) that sends everything to the cluster; returns the port."""
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        sock.bind(("127.0.0.1", 0))
+        sock.bind(("127.0.0.1", fields.pop("port", 0)))
         port: int = sock.getsockname()[1]
         weighted = (WeightedCluster(cluster_key=cluster_key),)
         table = RouteTable(
