@@ -571,6 +571,8 @@ class Http2Connection:
         for at in range(0, len(payload), 6):
             self._set(int.from_bytes(payload[at : at + 2], "big"), int.from_bytes(payload[at + 2 : at + 6], "big"))
         self._answer(b"\x00\x00\x00\x04\x01\x00\x00\x00\x00")
+        if self._blocked:
+            self._pump_all()  # once, however often the frame changed their windows
         self._on_settings()
 
     def _set(self, key: int, value: int) -> None:
@@ -592,8 +594,6 @@ class Http2Connection:
                 stream.send_window += change
                 if stream.send_window > MAX_WINDOW:
                     raise Http2Error(FLOW_CONTROL_ERROR, "window_overflow")
-            if change > 0 and self._blocked:
-                self._pump_all()
         elif key == 5:
             if not MAX_FRAME <= value <= 2**24 - 1:
                 raise Http2Error(PROTOCOL_ERROR, "bad_max_frame_size")
@@ -870,6 +870,8 @@ class Http2Connection:
             before = self._send_window
             for stream in list(self._blocked.values()):
                 self._pump(stream, MAX_FRAME)
+                if self._send_window <= 0:
+                    return
             if self._send_window == before:
                 return
 

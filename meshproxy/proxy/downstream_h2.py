@@ -405,7 +405,7 @@ class DownstreamStream(Http2Stream):
         self.deadline = NEVER
         self._is_closed = self._is_done = False
         self._is_head_request = head.method == b"HEAD"
-        self._early = b""
+        self._early = bytearray()
         self._waiting: RequestHead | None = None
         if head.grpc and not self.http.knows_grpc:
             self.http.down = _GONE
@@ -438,7 +438,8 @@ class DownstreamStream(Http2Stream):
                 self.on_end(b"")
         elif http.is_active:
             if http.head.upgrade and not http.is_tunnel:
-                self._early += data  # a tunnel that the upstream has not opened yet
+                self._early += data  # a tunnel that the upstream has not opened yet: no more than the window
+                self.connection.hold(self)
             elif http.is_tunnel:
                 if data:
                     http.send_tunnel(data)
@@ -572,7 +573,11 @@ class DownstreamStream(Http2Stream):
             self.connection.release(self)
 
     def take_early_tunnel_data(self) -> bytes:
-        early, self._early = self._early, b""
+        early = bytes(self._early)
+        self._early.clear()
+        self.connection.release(self)
+        if self.is_peer_ended:
+            self.connection.listener.state.loop.call_soon(self.http.on_downstream_eof)
         return early
 
     def stream_done(self, now: float) -> None:

@@ -64,6 +64,7 @@ BIG = request("/big")
 BEGUN = headers_frame(1, b"", end_headers=False)
 BEGUN_LATER = headers_frame(1001, b"", end_headers=False)
 LARGE = raw_frame(CONTINUATION, 0, 1, literal(b"a", b"b" * 16_000))
+OVER = 2**31 - 1
 CALM = {ENHANCE_YOUR_CALM}
 
 
@@ -71,6 +72,13 @@ CALM = {ENHANCE_YOUR_CALM}
 async def siege(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Siege]:
     """One proxy for all of them, so each attack meets what the ones before it left behind."""
     async with Siege(tmp_path_factory.mktemp("siege")) as siege:
+        yield siege
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def siege_without_retries(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Siege]:
+    """Where no request is sent twice, so that no body is kept for it."""
+    async with Siege(tmp_path_factory.mktemp("siege"), {"retries": {"attempts": 0}}) as siege:
         yield siege
 
 
@@ -391,9 +399,69 @@ async def test_answers_that_are_not_taken_wait_at_the_upstream(
     assert measured.grown_mib < 4
 
 
+SINGLE = b"".join(data_frame(1, b"x", False) for _ in range(1000))
+
+
+@pytest.mark.parametrize("path", ["/hold", "/"])
+async def test_a_body_of_single_bytes_costs_a_frame_each_and_no_more(
+    path: str, siege_without_retries: Siege, record_property: Record
+) -> None:
+    """Also while there is no upstream connection yet, as for all that comes in one read with the request."""
+    siege = siege_without_retries
+    async with siege.attack(record_property, "single_bytes") as measured, Http2Client(siege.port) as client:
+        await client.handshake()
+        client.send(headers_frame(1, request(path, method="POST"), end_stream=False), *[SINGLE] * 20)
+        await read(client)
+        measured.frames = 20_000
+    assert measured.worker_cpu_s < 0.5
+
+
+async def test_data_for_a_tunnel_that_is_not_open_waits_in_the_window(siege: Siege, record_property: Record) -> None:
+    connect = [(b":method", b"CONNECT"), (b":protocol", b"websocket"), *request("/hold")[1:]]
+    async with siege.attack(record_property, "early_tunnel_data") as measured, Http2Client(siege.port) as client:
+        await client.handshake()
+        client.send(headers_frame(1, connect, end_stream=False))
+        await until(lambda: siege.holding == 1)
+        client.send(*[data_frame(1, bytes(16_000), False)] * 60, *[SINGLE] * 20)
+        await read(client)
+    assert measured.grown_mib < 2
+    assert measured.worker_cpu_s < 0.2
+    assert client.streams[1].reset == FLOW_CONTROL_ERROR
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda i: settings_frame((INITIAL_WINDOW_SIZE, 31 * i + j) for j in range(32)),
+        lambda i: window_frame(0, 1),
+        lambda i: window_frame(2 * (i % 100) + 1, 1),
+    ],
+    ids=["settings", "window_of_the_connection", "windows_of_streams"],
+)
+async def test_a_hundred_answers_that_wait_do_not_each_wake_at_every_window(
+    step: Callable[[int], bytes], siege: Siege, record_property: Record
+) -> None:
+    is_of_connection = step(1) == window_frame(0, 1)
+    window = OVER if is_of_connection else 0
+    async with (
+        siege.attack(record_property, "windows_for_a_hundred") as measured,
+        Http2Client(siege.port, {INITIAL_WINDOW_SIZE: window}) as client,
+    ):
+        await client.handshake()
+        client.send(*(headers_frame(i, BIG) for i in range(1, 201, 2)))
+        if not is_of_connection:
+            client.send(window_frame(0, OVER - 65_535))
+        await until_settled(siege)
+        before = siege.worker_cpu_s()
+        client.send(*(step(i) for i in range(60)))
+        await read(client)
+        record_property("windows_for_a_hundred.cpu_of_60_s", siege.worker_cpu_s() - before)
+        measured.frames = 60
+        assert siege.worker_cpu_s() - before < 0.15
+
+
 # ── broken connections ──
 
-OVER = 2**31 - 1
 BROKEN: list[tuple[str, bytes, set[int]]] = [
     ("window_of_the_connection_twice", window_frame(0, OVER) * 2, {FLOW_CONTROL_ERROR}),
     ("window_of_the_connection_by_nothing", window_frame(0, 0), {PROTOCOL_ERROR}),
