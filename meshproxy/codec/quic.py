@@ -16,6 +16,9 @@ from typing import Any, Final
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import Limit, QuicConnection
 from aioquic.quic.packet import QuicFrameType
+from aioquic.quic.packet_builder import QuicDeliveryState
+from aioquic.quic.recovery import QuicPacketPacer
+from aioquic.quic.stream import QuicStream
 from aioquic.tls import Epoch, SignatureAlgorithm
 
 ID_BYTES: Final = 8
@@ -26,6 +29,11 @@ CONNECTION_WINDOW: Final = 512 * 1024
 MAX_STREAMS: Final = 100
 MAX_CLIENT_STREAMS: Final = 16
 """Unidirectional ones: three have a use."""
+PACING_GRAIN_S: Final = 0.002
+LEAST_FRAME_BYTES: Final = 24
+"""Of what is left of a packet, below which no stream is asked for a frame."""
+MAX_BURST: Final = 64
+"""Datagrams sent at once, whatever the rate: a receiver's socket holds 90 of them by Linux's default."""
 
 _SIGNATURES: Final = (
     SignatureAlgorithm.ECDSA_SECP256R1_SHA256,
@@ -59,10 +67,36 @@ class ConnectionIds:
         return hmac.digest(self._secret, connection_id, hashlib.sha256)[:16]
 
 
+class _Pacer(QuicPacketPacer):
+    """aioquic lets 16 datagrams go at once and then wants to be called again within microseconds; timers of the loop
+    have a grain of a millisecond, which would hold a connection to 19 MB/s and leave the core idle."""
+
+    def update_rate(self, congestion_window: int, smoothed_rtt: float) -> None:
+        super().update_rate(congestion_window, smoothed_rtt)
+        assert self.packet_time is not None
+        self.bucket_max = max(self.bucket_max, min(PACING_GRAIN_S, MAX_BURST * self.packet_time))
+
+
+class _Streams(dict[int, QuicStream]):
+    """The streams of a connection. aioquic walks `values()` for every packet, and for nothing else than to see whose
+    window is to be told: these are all it gets, for a hundred idle streams would cost more than the packet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.due: dict[int, QuicStream] = {}
+
+    def values(self) -> Any:
+        return list(self.due.values()) if self.due else ()
+
+
 class Connection(QuicConnection):
     """Either side's. Windows grow by what was taken (`take`), never by what merely came."""
 
-    _taken = 0
+    def __init__(self, *, configuration: QuicConfiguration, **more: Any) -> None:
+        super().__init__(configuration=configuration, **more)
+        self._streams: _Streams = _Streams()
+        self._loss._pacer = _Pacer(max_datagram_size=configuration.max_datagram_size)
+        self._taken = 0
 
     def _initialize(self, peer_cid: bytes) -> None:
         super()._initialize(peer_cid)
@@ -81,8 +115,6 @@ class Connection(QuicConnection):
             limit.used = used
 
     def _write_stream_limits(self, builder: Any, space: Any, stream: Any) -> None:
-        if stream.max_stream_data_local_sent == stream.max_stream_data_local:
-            return
         receiver = stream.receiver
         highest = receiver.highest_offset
         receiver.highest_offset = 0
@@ -90,6 +122,19 @@ class Connection(QuicConnection):
             super()._write_stream_limits(builder=builder, space=space, stream=stream)
         finally:
             receiver.highest_offset = highest
+        self._streams.due.pop(stream.stream_id, None)
+
+    def _write_stream_frame(self, builder: Any, space: Any, stream: Any, max_offset: int) -> int:
+        # Asked of every stream that has something to send, for every packet, and mostly once that is full.
+        if builder.remaining_flight_space < LEAST_FRAME_BYTES:
+            return 0
+        return super()._write_stream_frame(builder=builder, space=space, stream=stream, max_offset=max_offset)
+
+    def _on_max_stream_data_delivery(self, delivery: QuicDeliveryState, stream: QuicStream) -> None:
+        super()._on_max_stream_data_delivery(delivery, stream)
+        stream_id = stream.stream_id
+        if delivery != QuicDeliveryState.ACKED and stream_id is not None and stream_id in self._streams:
+            self._streams.due[stream_id] = stream
 
     # ── for the proxy ──
 
@@ -108,6 +153,7 @@ class Connection(QuicConnection):
         limit = stream.receiver.starting_offset() - held + STREAM_WINDOW
         if limit - stream.max_stream_data_local >= STREAM_WINDOW // 4:
             stream.max_stream_data_local = limit
+            self._streams.due[stream_id] = stream
 
     def take_rest(self, stream_id: int) -> None:
         """The client reset the stream: what was counted of it and never came, or waited for a gap, is taken."""
