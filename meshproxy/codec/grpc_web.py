@@ -6,6 +6,7 @@ Source: gRPC-Web protocol (PROTOCOL-WEB.md); Envoy's grpc_web filter for what is
 import binascii
 from typing import Final
 
+from meshproxy.codec.http1 import fields
 from meshproxy.errors import RemoteProtocolError
 
 BINARY: Final = b"application/grpc-web+proto"
@@ -24,13 +25,9 @@ def is_text(content_type: bytes) -> bool:
 
 
 def trailer_frame(lines: bytes) -> bytes:
-    """Trailer fields, each line ending in CRLF, as a frame of the body; names in lower case."""
-    block = b"".join([line[:colon].lower() + line[colon:] for line in _lines(lines) if (colon := line.find(b":")) > 0])
+    """Trailer fields, each line ending in CRLF, as a frame of the body; spelled as Envoy does: `grpc-status:0`."""
+    block = b"".join([b"%b:%b\r\n" % pair for pair in fields(b"\r\n" + lines[:-2])]) if lines else b""
     return _TRAILER_FLAG + len(block).to_bytes(4, "big") + block
-
-
-def _lines(block: bytes) -> list[bytes]:
-    return [line + b"\r\n" for line in block.split(b"\r\n")[:-1]]
 
 
 def encoded(data: bytes) -> bytes:

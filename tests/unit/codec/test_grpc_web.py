@@ -33,8 +33,8 @@ def test_content_types(content_type: bytes, is_web: bool, is_text: bool) -> None
     ("lines", "frame"),
     [
         (b"", b"\x80\0\0\0\0"),
-        (b"grpc-status: 0\r\n", b"\x80\0\0\0\x10grpc-status: 0\r\n"),
-        (b"Grpc-Status:5\r\nX: Y: z\r\n", b"\x80\0\0\0\x18grpc-status:5\r\nx: Y: z\r\n"),
+        (b"grpc-status: 0\r\n", b"\x80\0\0\0\x0fgrpc-status:0\r\n"),
+        (b"Grpc-Status:5\r\nX: Y: z\r\n", b"\x80\0\0\0\x17grpc-status:5\r\nx:Y: z\r\n"),
     ],
 )
 def test_trailers_as_a_frame(lines: bytes, frame: bytes) -> None:
