@@ -121,3 +121,35 @@ DOCUMENTED = (
     ),
     Difference("101 that nobody asked for", "502; Envoy relays it", ("answer: unasked upgrade",)),
 )
+
+OVER_HTTP2 = (
+    Difference(
+        "empty bodies of the proxy's own answers",
+        "content-length says 0; Envoy says nothing",
+        ("host: *", "redirect: *", "change: *"),
+        ("response content-length",),
+    ),
+    Difference(":authority in capitals", "sent on in small letters", ("host: in capitals",), ("request host",)),
+    Difference(
+        "x-forwarded-proto that differs from :scheme",
+        "believed as over HTTP/1.1, by a sidecar; Envoy goes by :scheme",
+        ("match: scheme forwarded", "redirect: forwarded scheme"),
+        ("cluster", "response location"),
+    ),
+    Difference(":path with a fragment", "the stream is reset (RFC 9113 §8.1.1); Envoy 400", ("target: /a#fragment",)),
+    Difference(
+        "a request without a body",
+        "gets no content-length towards HTTP/1.1; Envoy says 0",
+        ("body: chunked and empty",),
+        ("request content-length",),
+    ),
+    Difference(
+        "the limit of a hundred fields",
+        "pseudo-header fields do not count, and the answer is 431; Envoy counts them, and resets the stream",
+        ("field: one hundred", "field: more than one hundred"),
+    ),
+    Difference(
+        "response trailers of HTTP/1.1", "forwarded; Envoy drops them", ("answer: trailers",), ("response trailer *",)
+    ),
+)
+"""Over HTTP/2 only, besides what DOCUMENTED says."""

@@ -1,15 +1,19 @@
 """What a client and an origin see of one case, in a form that two proxies can be compared in."""
 
 import asyncio
+import contextlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
+
+import h11
 
 from tests.differential.answers import ANSWERS
 from tests.differential.cases import Case
 from tests.differential.peers import Peers, peers
 from tests.differential.routes import TABLE
+from tests.support.http2_client import INITIAL_WINDOW_SIZE, Field, Http2Client, Stream, data_frame, headers_frame
 from tests.support.origin import Seen
 
 PATIENCE_S: Final = 3.0
@@ -40,6 +44,73 @@ async def observe(cases: Iterable[Case]) -> dict[str, dict[str, Facts]]:
     """case name → proxy name → facts."""
     async with peers(TABLE, ANSWERS) as both:
         return {case.name: {name: await _facts(both, name, case) for name in both.ports} for case in cases}
+
+
+async def observe_http2(cases: Iterable[Case]) -> dict[str, dict[str, Facts]]:
+    """As observe, with the same requests over HTTP/2; without those that it has no words for."""
+    async with peers(TABLE, ANSWERS) as both:
+        return {
+            case.name: {name: await _facts_http2(both, name, fields, body, trailers) for name in both.ports}
+            for case in cases
+            if (converted := as_http2(case)) is not None
+            for fields, body, trailers in (converted,)
+        }
+
+
+_OF_HTTP1: Final = frozenset({b"host", b"connection", b"transfer-encoding", b"keep-alive", b"proxy-connection"})
+
+
+def as_http2(case: Case) -> tuple[list[Field], bytes, list[Field]] | None:
+    """Fields, body and trailers of the request; None for one that HTTP/2 cannot say."""
+    parser = h11.Connection(h11.SERVER, max_incomplete_event_size=1 << 20)
+    parser.receive_data(case.sent)
+    events: list[Any] = []
+    try:
+        while not events or not isinstance(events[-1], h11.EndOfMessage):
+            events.append(parser.next_event())
+            if events[-1] is h11.NEED_DATA:
+                return None
+    except h11.RemoteProtocolError:
+        return None
+    head = events[0]
+    given = {bytes(name): bytes(value) for name, value in head.headers}
+    if case.responses > 1 or not head.target.startswith((b"/", b"*")) or head.http_version != b"1.1":
+        return None
+    if given.keys() & {b"upgrade"} or (b"connection" in given and b"close" not in given[b"connection"]):
+        return None
+    pseudo = [(b":method", bytes(head.method)), (b":scheme", b"http"), (b":path", bytes(head.target))]
+    fields = [(bytes(name), bytes(value)) for name, value in head.headers if bytes(name) not in _OF_HTTP1]
+    body = b"".join(bytes(event.data) for event in events[1:-1])
+    trailers = [(bytes(name), bytes(value)) for name, value in events[-1].headers]
+    return [*pseudo, (b":authority", given[b"host"]), *fields], body, trailers
+
+
+async def _facts_http2(both: Peers, proxy: str, fields: list[Field], body: bytes, trailers: list[Field]) -> Facts:
+    both.seen.clear()
+    facts: dict[str, str] = {}
+    async with Http2Client(both.ports[proxy], {INITIAL_WINDOW_SIZE: 1 << 20}, acks=True) as client:
+        await client.handshake()
+        client.send(headers_frame(1, fields, end_stream=not body and not trailers))
+        for at in range(0, len(body), 16_384):
+            is_last = at + 16_384 >= len(body) and not trailers
+            client.send(data_frame(1, body[at : at + 16_384], end_stream=is_last))
+        if trailers:
+            client.send(headers_frame(1, trailers))
+        stream = client.streams.setdefault(1, Stream())
+        with contextlib.suppress(AssertionError):  # compared as it is
+            await client.until(lambda: stream.has_ended or stream.reset is not None or client.closed)
+        blocks = [[(name.decode("latin-1"), value.decode("latin-1")) for name, value in b] for b in stream.blocks]
+    heads = [given for given in blocks if given and given[0][0] == ":status"]
+    for number, given in enumerate(heads):
+        status = int(given[0][1])
+        whole = Response(status, tuple(given[1:]), bytes(stream.body) if status >= 200 else b"", stream.has_ended)
+        facts |= _of_response(whole, f"{number + 1} " if number else "")
+    if len(blocks) > len(heads):
+        facts |= _of_headers(blocks[-1], "response trailer ")
+    facts |= {"responses": str(len(heads)), "requests": str(len(both.seen))}
+    for number, (cluster, seen) in enumerate(both.seen):
+        facts |= _of_request(cluster, seen, f"{number + 1} " if number else "")
+    return facts
 
 
 async def _facts(both: Peers, proxy: str, case: Case) -> Facts:
