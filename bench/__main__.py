@@ -11,11 +11,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from bench import bodies, change, footprint, grpc, http1, http2, idle, overload, pairs, report, soak, survival, tcp, udp
+from bench import (
+    bodies,
+    change,
+    footprint,
+    grpc,
+    http1,
+    http2,
+    http3,
+    idle,
+    overload,
+    pairs,
+    report,
+    soak,
+    survival,
+    tcp,
+    udp,
+)
 from bench.case import Outcome, Settings, say
 from bench.process import PINNINGS, BenchError
 
-_MODULES = (http1, http2, grpc, pairs, tcp, udp, footprint, idle, bodies, overload, change, survival, soak)
+_MODULES = (http1, http2, http3, grpc, pairs, tcp, udp, footprint, idle, bodies, overload, change, survival, soak)
 CASES = {case.name: case for module in _MODULES for case in module.CASES}
 
 _ROUND_S = 3

@@ -27,8 +27,9 @@ def spiffe_id(account: str) -> str:
     return f"spiffe://{TRUST_DOMAIN}/ns/{NAMESPACE}/sa/{account}"
 
 
-def issue(directory: Path, accounts: tuple[str, ...]) -> Certificates:
-    """A fresh root and a day-long leaf for each account."""
+def issue(directory: Path, accounts: tuple[str, ...], dns_name: str | None = None) -> Certificates:
+    """A fresh root and a day-long leaf for each account. dns_name: on every leaf beside its SPIFFE identity."""
+    dns_names = [] if dns_name is None else [x509.DNSName(dns_name)]
     now = datetime.datetime.now(datetime.UTC)
     day = datetime.timedelta(days=1)
     root_key = ec.generate_private_key(ec.SECP256R1())
@@ -63,7 +64,8 @@ def issue(directory: Path, accounts: tuple[str, ...]) -> Certificates:
                 critical=False,
             )
             .add_extension(
-                x509.SubjectAlternativeName([x509.UniformResourceIdentifier(spiffe_id(account))]), critical=True
+                x509.SubjectAlternativeName([x509.UniformResourceIdentifier(spiffe_id(account)), *dns_names]),
+                critical=True,
             )
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(root_key.public_key()), critical=False)
             .sign(root_key, hashes.SHA256())

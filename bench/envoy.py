@@ -5,12 +5,14 @@ retries on connect failure, unlimited circuit breakers, generated request IDs, X
 """
 
 import json
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench.certificates import Certificates, spiffe_id
-from bench.process import BenchError, Group, Workspace
+from bench.process import DRIVER_NAME, BenchError, Group, Workspace, http_get
 from bench.services import REGION, SPLIT, Place, Service
 
 _TYPES = "type.googleapis.com/envoy.extensions."
@@ -53,6 +55,51 @@ def inbound_http(
     return _start(workspace, [listener], [_local_cluster(origin_port)]), port
 
 
+def gateway_http3(workspace: Workspace, service: Service, *, tls: tuple[Certificates, str]) -> tuple[Group, int]:
+    """(process, port) of HTTP/3 in, with the account's certificate, and HTTP/1.1 out."""
+    port = workspace.port()
+    manager = _http_manager("gateway", [_virtual_host(service)], {"codec_type": "HTTP3", "http3_protocol_options": {}})
+    listener = _listener(port, [manager], None)
+    listener["address"]["socket_address"]["protocol"] = "UDP"
+    listener["udp_listener_config"] = {"quic_options": {}, "downstream_socket_config": {"prefer_gro": True}}
+    certificates, account = tls
+    context = {"common_tls_context": _tls_context(certificates.of(account), None, ["h3"])}
+    context["common_tls_context"].pop("tls_params")  # of TCP; QUIC is TLS 1.3
+    context["common_tls_context"].pop("validation_context")  # a gateway asks for no certificate
+    listener["filter_chains"][0]["transport_socket"] = {
+        "name": "envoy.transport_sockets.quic",
+        "typed_config": {
+            "@type": _TYPES + "transport_sockets.quic.v3.QuicDownstreamTransport",
+            "downstream_tls_context": context,
+        },
+    }
+    return _start(workspace, [listener], [_cluster(service, None, "h1")]), port
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    """A client, not a contender: HTTP/1.1 in the clear in; h2 or h3 over TLS out."""
+
+    port: int
+    cluster: str
+    admin_port: int
+
+    def connections(self) -> int:
+        """How many it has made to what it drives."""
+        text = http_get(self.admin_port, f"/stats?filter=^cluster.{self.cluster}.upstream_cx_total$")[1]
+        found = re.search(rb"upstream_cx_total: (\d+)", text)
+        return int(found[1]) if found else 0
+
+
+def driver(workspace: Workspace, service: Service, inside: str, *, tls: tuple[Certificates, str, str]) -> Driver:
+    port, admin = workspace.port(), workspace.port()
+    listener = _listener(
+        port, [_http_manager("driver", [_virtual_host(service)], {"generate_request_id": False})], None
+    )
+    _start(workspace, [listener], [_cluster(service, tls, inside)], DRIVER_NAME, workspace.pinning.load, admin)
+    return Driver(port, service.host, admin)
+
+
 def outbound_tcp(
     workspace: Workspace, service: Service, *, tls: tuple[Certificates, str, str] | None = None
 ) -> tuple[Group, int]:
@@ -85,17 +132,25 @@ def inbound_tcp(workspace: Workspace, origin_port: int, *, tls: tuple[Certificat
     return _start(workspace, [listener], [_local_cluster(origin_port)]), port
 
 
-def _start(workspace: Workspace, listeners: list[dict[str, Any]], clusters: list[dict[str, Any]]) -> Group:
-    admin = workspace.port()
+def _start(
+    workspace: Workspace,
+    listeners: list[dict[str, Any]],
+    clusters: list[dict[str, Any]],
+    name: str | None = None,
+    cores: frozenset[int] | None = None,
+    admin: int | None = None,
+) -> Group:
+    """name, cores: where it is no proxy under test. admin: the port of its statistics, where they are asked for."""
+    admin = admin or workspace.port()
     config = {
         "admin": {"address": _address("127.0.0.1", admin)},
         "static_resources": {"listeners": listeners, "clusters": clusters},
     }
     path = workspace.write(f"envoy-{admin}.json", json.dumps(config))
     group = workspace.start(
-        f"envoy-{admin}",
+        name or f"envoy-{admin}",
         [binary(), "-c", str(path), "--concurrency", "1", "--disable-hot-restart", "-l", "error"],
-        workspace.pinning.proxies,
+        cores or workspace.pinning.proxies,
     )
     workspace.wait_http(group, admin, "/ready")
     return group
@@ -236,7 +291,9 @@ def _cluster(service: Service, tls: tuple[Certificates, str, str] | None, inside
         },
     }
     if inside != "tcp":
-        options = {"h1": "http_protocol_options", "h2": "http2_protocol_options"}[inside]
+        options = {"h1": "http_protocol_options", "h2": "http2_protocol_options", "h3": "http3_protocol_options"}[
+            inside
+        ]
         cluster["typed_extension_protocol_options"] = {
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
                 "@type": _TYPES + "upstreams.http.v3.HttpProtocolOptions",
@@ -245,13 +302,19 @@ def _cluster(service: Service, tls: tuple[Certificates, str, str] | None, inside
         }
     if tls is not None:
         certificates, account, expected = tls
-        alpn = {"h1": ["http/1.1"], "h2": ["h2"], "tcp": ["istio"]}[inside]
-        cluster["transport_socket"] = {
-            "name": "envoy.transport_sockets.tls",
-            "typed_config": {
-                "@type": _TYPES + "transport_sockets.tls.v3.UpstreamTlsContext",
-                "sni": service.host,
-                "common_tls_context": _tls_context(certificates.of(account), expected, alpn),
-            },
+        alpn = {"h1": ["http/1.1"], "h2": ["h2"], "h3": ["h3"], "tcp": ["istio"]}[inside]
+        context = {
+            "@type": _TYPES + "transport_sockets.tls.v3.UpstreamTlsContext",
+            "sni": service.host,
+            "common_tls_context": _tls_context(certificates.of(account), expected, alpn),
         }
+        cluster["transport_socket"] = {"name": "envoy.transport_sockets.tls", "typed_config": context}
+        if inside == "h3":
+            cluster["transport_socket"] = {
+                "name": "envoy.transport_sockets.quic",
+                "typed_config": {
+                    "@type": _TYPES + "transport_sockets.quic.v3.QuicUpstreamTransport",
+                    "upstream_tls_context": {key: value for key, value in context.items() if key != "@type"},
+                },
+            }
     return cluster

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.paced import percentile
-from bench.process import CHECKOUT, ORIGIN_NAMES, BenchError, Group, Workspace
+from bench.process import CHECKOUT, LOAD_NAMES, BenchError, Group, Workspace
 
 _PACED_CONNECTIONS = 16
 _SCRIPT = Path(__file__).with_name("summary.lua")
@@ -51,12 +51,12 @@ class Sample:
 class Meter:
     """CPU of the proxies and of the load, from when it is made. Read it once the load has ended."""
 
-    __slots__ = ("_load_before", "_origins", "_proxies", "_proxies_before", "_workspace")
+    __slots__ = ("_load_before", "_loads", "_proxies", "_proxies_before", "_workspace")
 
     def __init__(self, proxies: Sequence[Group], workspace: Workspace) -> None:
         self._proxies = proxies
         self._workspace = workspace
-        self._origins = [group for group in workspace.groups if group.name in ORIGIN_NAMES]
+        self._loads = [group for group in workspace.groups if group.name in LOAD_NAMES]
         self._proxies_before = self._proxies_s()
         self._load_before = self._load_s()
 
@@ -76,7 +76,7 @@ class Meter:
         return sum(group.cpu_s() for group in self._proxies)
 
     def _load_s(self) -> float:
-        return sum(group.cpu_s() for group in self._origins) + _children_cpu_s()
+        return sum(group.cpu_s() for group in self._loads) + _children_cpu_s()
 
 
 def wrk(target: Target, connections: int, seconds: float, proxies: Sequence[Group], workspace: Workspace) -> Sample:

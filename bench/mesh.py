@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -14,6 +15,9 @@ from bench.services import LOCALITY, REGION, SPLIT, Service
 
 PYTHON = os.environ.get("BENCH_PYTHON", sys.executable)
 _NETWORKING = "networking.istio.io/v1"
+_GATEWAY = "gateway"
+HTTP3_GATEWAY = ("--http3", "on", "--labels", f"app={_GATEWAY}")
+"""Flags with which `gateway_resources` are served over QUIC too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +102,33 @@ def inbound_resources(port: int, origin_port: int, mtls_mode: str, protocol: str
             "spec": {"mtls": {"mode": mtls_mode}},
         },
     ]
+
+
+def gateway_resources(service: Service, port: int, home: Path) -> list[dict[str, Any]]:
+    """A Gateway on 127.0.0.1:port with the certificate in `home`, in front of a service in HTTP/1.1."""
+    gateway = {
+        "apiVersion": _NETWORKING,
+        "kind": "Gateway",
+        "metadata": {"name": _GATEWAY, "namespace": "default"},
+        "spec": {
+            "selector": {"app": _GATEWAY},
+            "servers": [
+                {
+                    "port": {"number": port, "name": "https", "protocol": "HTTPS"},
+                    "bind": "127.0.0.1",
+                    "hosts": ["*"],
+                    "tls": {
+                        "mode": "SIMPLE",
+                        "serverCertificate": str(home / "cert-chain.pem"),
+                        "privateKey": str(home / "key.pem"),
+                    },
+                }
+            ],
+        },
+    }
+    resources = _service(service, 80, "HTTP", None, None, "h1")
+    resources[-1]["spec"]["gateways"] = [_GATEWAY]
+    return [gateway, *resources]
 
 
 def _service(
@@ -195,6 +226,7 @@ def start(
     account: str = "default",
     certificates: Certificates | None = None,
     workers: int = 1,
+    flags: Sequence[str] = (),
 ) -> Mesh:
     """Runs the checkout's meshproxy on these resources and waits until it is ready."""
     config = workspace.write(f"meshproxy-{port}/mesh.yaml", render(resources))
@@ -203,6 +235,7 @@ def start(
         PYTHON, "-m", "meshproxy", "run", "-c", str(config), "--workers", str(workers),
         "--admin", f"127.0.0.1:{admin}", "--metrics", f"127.0.0.1:{metrics}", "--ready", f"127.0.0.1:{ready}",
         "--locality", LOCALITY, "--namespace", "default", "--service-account", account,
+        *flags,
     ]  # fmt: skip
     if certificates is not None:
         command += ["--certs", str(certificates.directory)]

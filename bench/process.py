@@ -21,8 +21,9 @@ from types import TracebackType
 
 ORIGIN_NAME = "nginx"
 GRPC_ORIGIN_NAME = "grpc origin"
-ORIGIN_NAMES = frozenset({ORIGIN_NAME, GRPC_ORIGIN_NAME})
-"""The groups that answer what is proxied; their CPU belongs to the load, not to a contender."""
+DRIVER_NAME = "envoy driver"
+LOAD_NAMES = frozenset({ORIGIN_NAME, GRPC_ORIGIN_NAME, DRIVER_NAME})
+"""The groups that ask, or answer what is proxied; their CPU belongs to the load, not to a contender."""
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 

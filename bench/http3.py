@@ -1,0 +1,53 @@
+"""HTTP/3: how many requests one QUIC connection carries, beside Envoy.
+
+No load generator at hand speaks HTTP/3, so an Envoy is the client: wrk asks it in HTTP/1.1, and it asks the proxy under
+test in HTTP/3 on one connection. It shares the load's core with wrk and the origin. Where that core is full (load_busy
+near 1), req/s is its limit, which flatters the slower proxy, and CPU per request tells the proxies apart.
+"""
+
+from bench import certificates, envoy, mesh, origin
+from bench.case import MESH, Case, Contender, Outcome, Settings, compare, flat_out
+from bench.load import Target
+from bench.process import Workspace
+from bench.services import ECHO_HOST, LOCAL_ZONE, Place, Service, echo
+
+_STREAMS = 32
+_CLIENT, _SERVER = "client", "server"
+
+
+def _driver(workspace: Workspace, port: int, issued: certificates.Certificates) -> envoy.Driver:
+    service = Service(ECHO_HOST, (Place("127.0.0.1", port, LOCAL_ZONE),))
+    return envoy.driver(workspace, service, "h3", tls=(issued, _CLIENT, _SERVER))
+
+
+def h3_in(settings: Settings, outcome: Outcome) -> None:
+    with Workspace(settings.pinned("split")) as workspace:
+        source = origin.start(workspace)
+        service = echo(source.port)
+        issued = certificates.issue(workspace.path / "certs", (_CLIENT, _SERVER), ECHO_HOST)
+        contenders, drivers = [], []
+        if settings.wants("envoy"):
+            group, port = envoy.gateway_http3(workspace, service, tls=(issued, _SERVER))
+            drivers.append(_driver(workspace, port, issued))
+            contenders.append(Contender("envoy", Target("127.0.0.1", drivers[-1].port, ECHO_HOST), (group,)))
+        if settings.wants(MESH):
+            port = workspace.port()
+            resources = mesh.gateway_resources(service, port, issued.of(_SERVER))
+            proxy = mesh.start(workspace, port, resources, flags=mesh.HTTP3_GATEWAY)
+            drivers.append(_driver(workspace, port, issued))
+            contenders.append(Contender(MESH, Target("127.0.0.1", drivers[-1].port, ECHO_HOST), (proxy.group,)))
+        compare(outcome, settings, contenders, flat_out(_STREAMS), workspace)
+        for contender, driver in zip(contenders, drivers, strict=True):
+            if (connections := driver.connections()) != 1:
+                outcome.notes.append(f"{contender.name}: driven on {connections} connections, not one")
+    for contender in contenders:
+        busy, rate = outcome.median(contender.name, "load_busy"), outcome.median(contender.name, "req_s")
+        if busy and rate:
+            outcome.notes.append(
+                f"{contender.name}: wrk, driver and origin needed {busy * 1e6 / rate:.0f} µs of CPU for each request"
+            )
+    outcome.ratio("HTTP/3 in, 32 streams: req/s over Envoy", ["envoy"], "req_s", at_least=0.45)
+    outcome.per_cpu("HTTP/3 in, 32 streams: requests for the same CPU over Envoy", ["envoy"])
+
+
+CASES = (Case("h3_in", "HTTP/3 in on one QUIC connection, 32 streams at a time, HTTP/1.1 out", h3_in),)
