@@ -1,16 +1,28 @@
 """HTTP/3 towards the upstream, and TCP where QUIC does not get through."""
 
+import asyncio
+import contextlib
 from typing import Any
+
+import pylsqpack
+import pytest
+from aioquic.h3.connection import encode_frame
 
 from meshproxy.control import messages as m
 from meshproxy.model.cluster import TlsMode, UpstreamTls
 from meshproxy.model.listener import Direction, MtlsMode
+from meshproxy.model.route import RetryPolicy, Route, WeightedCluster
 from tests.support.certificates import Authority, Leaf
-from tests.support.client import Client, get
-from tests.support.live_worker import LiveWorker
+from tests.support.client import Client, Cut, get, post
+from tests.support.http2_client import Http2Client, headers_frame, request, rst_frame
+from tests.support.http3_origin import H3Answer, H3Origin, H3Request
+from tests.support.live_worker import LiveWorker, until
 from tests.support.origin import Origin
 
 AUTHORITY = Authority()
+SERVER = AUTHORITY.leaf("default", "rsu")
+REQUEST_REJECTED = 0x10B
+BODY = bytes(range(256)) * 4096  # 1 MiB: eight windows of a stream
 RSU = "spiffe://cluster.local/ns/default/sa/rsu"
 
 
@@ -26,7 +38,7 @@ def inbound(live: LiveWorker, origin: Origin) -> int:
     return live.listen_quic(cluster, direction=Direction.INBOUND, mtls=MtlsMode.STRICT, workload_id="default/rsu")
 
 
-def outbound(live: LiveWorker, port: int, **fields: Any) -> int:
+def outbound(live: LiveWorker, port: int, retry: RetryPolicy | None = None, **fields: Any) -> int:
     """A listener for the traffic of the workload app to a server that must be rsu."""
     give(live, AUTHORITY.leaf("default", "default"))
     cluster = live.cluster(
@@ -36,7 +48,7 @@ def outbound(live: LiveWorker, port: int, **fields: Any) -> int:
         endpoint={"speaks_mtls": True, "spiffe_ids": (RSU,)},
         **{"offers_http3": True, **fields},
     )
-    return live.listen(cluster)
+    return live.listen(cluster, routes=(Route(clusters=(WeightedCluster(cluster_key=cluster),), retry=retry),))
 
 
 async def test_a_request_goes_through_two_proxies_over_quic_under_both_identities() -> None:
@@ -48,3 +60,199 @@ async def test_a_request_goes_through_two_proxies_over_quic_under_both_identitie
     assert (response.status, response.body) == (200, b"ok")
     xfcc = origin.requests[0].header(b"x-forwarded-client-cert")
     assert xfcc is not None and xfcc.endswith(b";URI=spiffe://cluster.local/ns/default/sa/default")
+
+
+def to(live: LiveWorker, origin: H3Origin, retries: int = 0, **fields: Any) -> int:
+    """A listener for the traffic of the workload app to this origin."""
+    retry = RetryPolicy(attempts=retries) if retries else None
+    return outbound(live, origin.port, retry=retry, **fields)
+
+
+def connections(live: LiveWorker) -> list[str]:
+    return sorted(type(connection).__name__ for endpoint in live.endpoints() for connection in endpoint.connections)
+
+
+async def test_a_request_in_http1_arrives_as_http3_and_its_answer_comes_back() -> None:
+    answer = H3Answer(b"body", [(b"content-length", b"4"), (b"x-from", b"origin")])
+    async with H3Origin(SERVER, lambda _: answer) as origin, LiveWorker() as live, Client(to(live, origin)) as client:
+        for _ in range(2):
+            client.send(get("/path?q=1", "X-Mine: yes"))
+            response = await client.answer()
+            assert (response.status, response.body, response.header(b"x-from")) == (200, b"body", b"origin")
+        assert connections(live) == ["UpstreamH3"]
+    seen = origin.requests[1]
+    assert seen.fields[:4] == [(b":method", b"GET"), (b":scheme", b"https"), (b":authority", b"a.example"),
+                               (b":path", b"/path?q=1")]  # fmt: skip
+    assert seen.header(b"x-mine") == b"yes"
+    assert len(seen.header(b"x-request-id") or b"") == 36
+    assert seen.header(b"x-request-id") != origin.requests[0].header(b"x-request-id")
+    assert seen.header(b"host") is None
+
+
+async def test_requests_at_the_same_time_share_one_connection_and_get_their_own_answers() -> None:
+    def answer(seen: H3Request) -> H3Answer:
+        return H3Answer(seen.header(b":path") or b"")
+
+    async with H3Origin(SERVER, answer) as origin, LiveWorker() as live:
+        port = to(live, origin)
+
+        async def ask(number: int) -> bytes:
+            async with Client(port) as client:
+                client.send(get(f"/{number}"))
+                return (await client.answer()).body
+
+        for _ in range(4):  # more than the server allows without saying so again
+            bodies = await asyncio.gather(*(ask(number) for number in range(50)))
+            assert bodies == [b"/%d" % number for number in range(50)]
+        assert len(origin.connections) == 1
+
+
+async def test_bodies_of_many_windows_pass_both_ways_with_trailers() -> None:
+    def echo(seen: H3Request) -> H3Answer:
+        return H3Answer(seen.body, trailers=[(b"x-sum", b"1"), *seen.trailers])
+
+    async with H3Origin(SERVER, echo) as origin, LiveWorker() as live, Client(to(live, origin)) as client:
+        head = b"POST / HTTP/1.1\r\nHost: a.example\r\nTE: trailers\r\nTransfer-Encoding: chunked\r\n\r\n"
+        client.send(head + b"%x\r\n" % len(BODY) + BODY + b"\r\n0\r\nx-end: yes\r\n\r\n")
+        response = await client.answer()
+    assert response.body == BODY
+    assert response.trailers == [(b"x-sum", b"1"), (b"x-end", b"yes")]
+
+
+async def test_interim_answers_pass() -> None:
+    answer = H3Answer(interim=(103, 103))
+    async with H3Origin(SERVER, lambda _: answer) as origin, LiveWorker() as live, Client(to(live, origin)) as client:
+        client.send(get())
+        response = await client.answer()
+    assert (response.status, response.informational) == (200, [103, 103])
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_an_answer_whose_end_comes_later_than_its_head_is_whole(method: str) -> None:
+    async with H3Origin(SERVER, lambda _: None) as origin, LiveWorker() as live, Client(to(live, origin)) as client:
+        client.send(get(method=method))
+        await until(lambda: len(origin.requests) == 1)
+        connection, (seen,) = origin.connections[0], origin.requests
+        connection.http.send_headers(seen.stream_id, [(b":status", b"200"), (b"content-length", b"0")])
+        connection.transmit()
+        await until(lambda: next(iter(live.endpoints()[0].connections)).quic._streams[0].receiver.highest_offset > 0)
+        connection._quic.send_stream_data(seen.stream_id, b"", True)
+        connection.transmit()
+        assert (await client.answer(method)).status == 200
+
+
+@pytest.mark.parametrize(
+    ("code", "asks"), [(REQUEST_REJECTED, 2), (0x102, 1), (0x10C, 1)], ids=["rejected", "internal", "cancelled"]
+)
+async def test_only_a_rejected_request_is_asked_again(code: int, asks: int) -> None:
+    answers = [H3Answer(resets=code), H3Answer(b"done")]
+    async with H3Origin(SERVER, lambda _: answers.pop(0)) as origin, LiveWorker() as live:
+        async with Client(to(live, origin)) as client:
+            client.send(post(b""))
+            assert (await client.answer()).status == (200 if asks == 2 else 503)
+        assert len(origin.requests) == asks
+        assert len(origin.connections) == 1
+
+
+async def test_what_goaway_leaves_out_is_asked_again_on_another_connection() -> None:
+    def answer(seen: H3Request) -> H3Answer | None:
+        if seen.connection is not origin.connections[0]:
+            return H3Answer(b"second")
+        if seen.stream_id == 4:
+            seen.connection.goaway(4)
+        return None
+
+    async with H3Origin(SERVER, answer) as origin, LiveWorker() as live:
+        port = to(live, origin)
+        async with Client(port) as first, Client(port) as second:
+            first.send(get())
+            await until(lambda: len(origin.requests) == 1)
+            second.send(post(b""))
+            assert (await second.answer()).body == b"second"
+            seen = origin.requests[0]
+            seen.connection.respond(seen, H3Answer(b"first"))
+            assert (await first.answer()).body == b"first"
+            await until(lambda: origin.connections[0].terminated is not None)
+
+
+MALFORMED = {
+    "upper case": [(b":status", b"200"), (b"X-Upper", b"1")],
+    "no status": [(b"x-lower", b"1")],
+    "connection field": [(b":status", b"200"), (b"connection", b"close")],
+    "line break": [(b":status", b"200"), (b"x-lower", b"1\r\nset-cookie: a=b")],
+    "more than it says": [(b":status", b"200"), (b"content-length", b"1")],
+    "less than it says": [(b":status", b"200"), (b"content-length", b"100")],
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+async def test_a_malformed_answer_costs_its_request_alone(name: str) -> None:
+    section = pylsqpack.Encoder().encode(0, MALFORMED[name])[1]
+    raw = encode_frame(1, section) + encode_frame(0, b"body")
+    async with H3Origin(SERVER, lambda seen: H3Answer(raw=raw)) as origin, LiveWorker() as live:
+        port = to(live, origin)
+        async with Client(port) as client:
+            client.send(get())
+            if "it says" in name:
+                with contextlib.suppress(Cut):
+                    assert (await client.answer()).body != b"body"
+            else:
+                assert (await client.answer()).status == 502
+        origin.answer = lambda _: H3Answer()
+        async with Client(port) as client:
+            client.send(get())
+            assert (await client.answer()).status == 200
+        assert len(origin.connections) == 1
+
+
+BROKEN = {
+    "settings on a request": encode_frame(4, b""),
+    "data first": encode_frame(0, b"body"),
+    "not QPACK": encode_frame(1, b"\x00\x00\xff\xff\xff\xff\xff\xff"),
+    "half a frame": b"\x01\x20\x00",
+    "a huge head": b"\x01\x80\x10\x00\x00",
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+async def test_a_broken_connection_ends_and_the_next_request_has_another(name: str) -> None:
+    async with H3Origin(SERVER, lambda seen: H3Answer(raw=BROKEN[name])) as origin, LiveWorker() as live:
+        port = to(live, origin)
+        async with Client(port) as client:
+            client.send(get())
+            assert (await client.answer()).status in (502, 503)
+        origin.answer = lambda _: H3Answer()
+        async with Client(port) as client:
+            client.send(get())
+            assert (await client.answer()).status == 200
+        assert len(origin.connections) == 2
+
+
+async def test_a_request_that_is_given_up_is_cancelled_and_the_connection_goes_on() -> None:
+    async with H3Origin(SERVER, lambda _: None) as origin, LiveWorker() as live:
+        port = to(live, origin)
+        async with Http2Client(port, acks=True) as client:
+            await client.handshake()
+            client.send(headers_frame(1, request("/")))
+            await until(lambda: len(origin.requests) == 1)
+            client.send(rst_frame(1))
+            await until(lambda: origin.requests[0].stopped == 0x10C)
+        origin.answer = lambda _: H3Answer()
+        async with Client(port) as client:
+            client.send(get())
+            assert (await client.answer()).status == 200
+        assert len(origin.connections) == 1
+
+
+async def test_a_websocket_goes_on_in_extended_connect() -> None:
+    async with H3Origin(SERVER, opens_tunnels=True) as origin, LiveWorker() as live:
+        async with Client(to(live, origin)) as client:
+            key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
+            client.send(get("/chat", "Connection: upgrade", "Upgrade: websocket", key))
+            head = await client.reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 101 ")
+            assert b"\r\nsec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n" in head
+            client.send(b"hello")
+            assert await client.reader.readexactly(5) == b"hello"
+    assert origin.requests[0].header(b":protocol") == b"websocket"
+    assert origin.requests[0].header(b"sec-websocket-key") is None
