@@ -9,10 +9,12 @@ Several workers: the kernel hands a datagram to the worker that the first byte o
 (control.sockets), whatever address it comes from; a client that changes its address stays where it was.
 """
 
+import errno
 import heapq
 import logging
 import os
 import socket
+import sys
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -35,6 +37,7 @@ from aioquic.quic.retry import QuicRetryTokenHandler
 
 from meshproxy.codec.quic import CONNECTION_WINDOW, ID_BYTES, STREAM_WINDOW, ConnectionIds, ServerConnection
 from meshproxy.errors import ConfigError
+from meshproxy.listener.udp import IP_PKTINFO, answering
 from meshproxy.model.listener import ServerTlsMode
 from meshproxy.proxy.downstream_h3 import DownstreamH3
 from meshproxy.proxy.listener_runtime import ListenerRuntime, PeerContext
@@ -55,6 +58,11 @@ RESETS_PER_SECOND = 100
 """Stateless resets sent at most: they answer what anyone may send."""
 TIMER_GRAIN_S = 0.0005
 """Timers that close together go off at once."""
+MAX_SEGMENTS = 64
+"""Of one system call: the kernel's limit of old."""
+MAX_SENT_BYTES = 65_000
+_SOL_UDP, _UDP_SEGMENT = 17, 103
+"""Not in Python's socket module; linux/udp.h."""
 _LEAST_RESET_BYTES = 21
 _CERTIFICATE_REQUIRED, _BAD_CERTIFICATE = 116, 42
 
@@ -82,7 +90,9 @@ class QuicListener:
         "_context",
         "_dirty",
         "_handshaking",
+        "_has_gso",
         "_heap",
+        "_is_any",
         "_is_busy",
         "_is_draining",
         "_is_receiving",
@@ -94,6 +104,7 @@ class QuicListener:
         "_slot",
         "_sock",
         "_sockname",
+        "_source",
         "_timer",
         "_timers",
         "runtime",
@@ -103,6 +114,15 @@ class QuicListener:
         sock.setblocking(False)
         self._sock = sock
         self._sockname = sock.getsockname()
+        self._is_any = runtime.listener.address in ("0.0.0.0", "::")
+        """Which of the host's addresses a datagram was sent to must be known: the answer has to come from there."""
+        if self._is_any and sock.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        elif self._is_any:
+            sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+        self._source: Any = ()
+        """Of the datagram that is being looked at."""
+        self._has_gso = True
         self.runtime = runtime
         self._slot = slot
         self._by_id: dict[bytes, DownstreamH3] = {}
@@ -152,14 +172,19 @@ class QuicListener:
     # ── in ──
 
     def _on_readable(self) -> None:
-        receive, by_id, dirty = self._sock.recvfrom, self._by_id, self._dirty
+        receive, receive_message = self._sock.recvfrom, self._sock.recvmsg
+        by_id, dirty, is_any, arrival = self._by_id, self._dirty, self._is_any, b""
         counters = self.runtime.counters
         now = monotonic()
         self._is_busy = True
         try:
             for _ in range(BATCH):
                 try:
-                    data, address = receive(DATAGRAM_BYTES)
+                    if is_any:
+                        data, ancillary, _, address = receive_message(DATAGRAM_BYTES, 64)
+                        arrival = ancillary[0][2] if ancillary else b""
+                    else:
+                        data, address = receive(DATAGRAM_BYTES)
                 except (BlockingIOError, InterruptedError):
                     break
                 except OSError:
@@ -167,9 +192,13 @@ class QuicListener:
                 counters.downstream_cx_rx_bytes_total += len(data)
                 connection = by_id.get(data[1 : 1 + ID_BYTES]) if data and data[0] < 0x80 else None
                 if connection is None:
+                    self._source = answering(arrival) or ()
                     connection = self._find(data, address, now)
                     if connection is None:
                         continue
+                    if is_any and connection.source != self._source:
+                        connection.source = self._source
+                        connection.sockname = (_address_of(arrival), self._sockname[1])
                 connection.quic.receive_datagram(data, address, now)
                 dirty.add(connection)
         finally:
@@ -385,8 +414,10 @@ class QuicListener:
             connection.over()
         elif not connection.is_over or quic.is_closing:
             datagrams = quic.datagrams_to_send(now)
-            for data, address in datagrams:
-                self._send(data, address)
+            if len(datagrams) > 1:
+                self._send_all(datagrams, connection.source)
+            elif datagrams:
+                self._send_one(*datagrams[0], connection.source)
             connection.after_transmit(now)
         if quic.is_closing:
             # What still comes for it is answered by a stateless reset, should its CONNECTION_CLOSE be lost.
@@ -399,11 +430,50 @@ class QuicListener:
             self._set_timer(connection, quic.get_timer())
 
     def _send(self, data: bytes, address: Address) -> None:
+        """An answer to the datagram that is being looked at."""
+        self._send_one(data, address, self._source)
+
+    def _send_one(self, data: bytes, address: Address, source: Any) -> None:
         try:
-            self._sock.sendto(data, address)
+            if source:
+                self._sock.sendmsg((data,), source, 0, address)
+            else:
+                self._sock.sendto(data, address)
         except OSError:
             return  # as good as lost on the way: QUIC sends it again
         self.runtime.counters.downstream_cx_tx_bytes_total += len(data)
+
+    def _send_all(self, datagrams: list[tuple[bytes, Address]], source: Any) -> None:
+        """Datagrams of one size in a row cost one system call (UDP generic segmentation offload)."""
+        at, count = 0, len(datagrams)
+        while at < count:
+            data, address = datagrams[at]
+            size = total = len(data)
+            end = at + 1
+            while self._has_gso and end < count and end - at < MAX_SEGMENTS:
+                following, its_address = datagrams[end]
+                if len(following) > size or its_address != address or total + size > MAX_SENT_BYTES:
+                    break
+                total += len(following)
+                end += 1
+                if len(following) < size:
+                    break
+            if end - at == 1:
+                self._send_one(data, address, source)
+            else:
+                parts = [datagrams[index][0] for index in range(at, end)]
+                segments = (_SOL_UDP, _UDP_SEGMENT, size.to_bytes(2, sys.byteorder))
+                try:
+                    self._sock.sendmsg(parts, (segments, *source), 0, address)
+                except BlockingIOError:
+                    pass
+                except OSError as error:
+                    if error.errno in (errno.EIO, errno.EINVAL, errno.EOPNOTSUPP, errno.EMSGSIZE):
+                        self._has_gso = False  # a device, or a kernel, that cannot
+                        continue
+                else:
+                    self.runtime.counters.downstream_cx_tx_bytes_total += total
+            at = end
 
     # ── timers ──
 
@@ -449,6 +519,13 @@ class QuicListener:
         self._flush()
         if heap and (self._timer is None or heap[0][0] < self._armed_at):
             self._arm(heap[0][0])
+
+
+def _address_of(arrival: bytes) -> str:
+    """In struct in_pktinfo or in6_pktinfo."""
+    if len(arrival) == 12:
+        return socket.inet_ntop(socket.AF_INET, arrival[8:12])
+    return socket.inet_ntop(socket.AF_INET6, arrival[:16]) if len(arrival) == 20 else ""
 
 
 class _Timer:

@@ -108,7 +108,7 @@ class UdpListener:
                 return
             arrival = ancillary[0][2] if ancillary else b""
             key = (downstream, arrival)
-            session = sessions.get(key) or self._begin(key, downstream, _answering(arrival))
+            session = sessions.get(key) or self._begin(key, downstream, answering(arrival))
             if session is not None:
                 session.forward(buffer[:size])
 
@@ -132,7 +132,7 @@ class UdpListener:
         return session if session.begin() else None
 
 
-def _answering(arrival: bytes) -> Source | None:
+def answering(arrival: bytes) -> Source | None:
     """What makes an answer leave from where the datagram arrived. arrival: struct in_pktinfo, in6_pktinfo or empty."""
     if len(arrival) == 12:
         return [(socket.IPPROTO_IP, IP_PKTINFO, bytes(4) + arrival[4:8] + bytes(4))]

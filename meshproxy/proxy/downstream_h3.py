@@ -86,6 +86,7 @@ class DownstreamH3:
         "quic",
         "registry",
         "sockname",
+        "source",
         "streams",
         "transport",
     )
@@ -106,6 +107,8 @@ class DownstreamH3:
         self.counters = listener.counters
         self.transport = self
         self.sockname = sockname
+        self.source: Any = ()
+        """Ancillary data that makes datagrams leave from where the client's arrive; () where there is only one such."""
         self.registry = registry
         self._ids: set[bytes] = set()
         self.peer: PeerContext | None = None

@@ -63,7 +63,7 @@ class Http3Client(QuicConnectionProtocol):
     @classmethod
     @contextlib.asynccontextmanager
     async def to(
-        cls, port: int, roots_pem: bytes, identity: Leaf | None = None, **settings: Any
+        cls, port: int, roots_pem: bytes, identity: Leaf | None = None, *, host: str = "127.0.0.1", **settings: Any
     ) -> AsyncIterator[Self]:
         """roots_pem: of the server. identity: what is shown where the server asks for a certificate.
 
@@ -71,8 +71,10 @@ class Http3Client(QuicConnectionProtocol):
         """
         quic = QuicConnection(configuration=client_configuration(roots_pem, identity, **settings))
         loop = asyncio.get_running_loop()
-        _, client = await loop.create_datagram_endpoint(lambda: cls(quic), local_addr=("127.0.0.1", 0))
-        client.connect(("127.0.0.1", port))
+        _, client = await loop.create_datagram_endpoint(
+            lambda: cls(quic), local_addr=("::1" if ":" in host else "127.0.0.1", 0)
+        )
+        client.connect((host, port, 0, 0) if ":" in host else (host, port))
         try:
             yield client
         finally:

@@ -194,10 +194,12 @@ class LiveWorker:
         self.put(m.PutRouteTable(table), m.PutListener(listener), sockets=[sock])
         return port
 
-    def listen_quic(self, cluster_key: str, *, routes: tuple[Route, ...] | None = None, **fields: Any) -> int:
+    def listen_quic(
+        self, cluster_key: str, host: str = "127.0.0.1", *, routes: tuple[Route, ...] | None = None, **fields: Any
+    ) -> int:
         """Put a QUIC listener on a free port (or `port`) that sends everything to the cluster; returns the port."""
-        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        sock.bind(("127.0.0.1", fields.pop("port", 0)))
+        sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
+        sock.bind((host, fields.pop("port", 0)))
         port: int = sock.getsockname()[1]
         weighted = (WeightedCluster(cluster_key=cluster_key),)
         table = RouteTable(
@@ -206,8 +208,8 @@ class LiveWorker:
         )
         listener = Listener(
             **{
-                "name": f"127.0.0.1_{port}_quic",
-                "address": "127.0.0.1",
+                "name": f"{host}_{port}_quic",
+                "address": host,
                 "port": port,
                 "direction": Direction.GATEWAY,
                 "workload_id": "default/app",
