@@ -1,17 +1,26 @@
-"""HTTP/3: how many requests one QUIC connection carries, beside Envoy.
+"""HTTP/3: how many requests one QUIC connection carries, beside Envoy, and what an idle one costs in memory.
 
 No load generator at hand speaks HTTP/3, so an Envoy is the client: wrk asks it in HTTP/1.1, and it asks the proxy under
 test in HTTP/3 on one connection. It shares the load's core with wrk and the origin. Where that core is full (load_busy
 near 1), req/s is its limit, which flatters the slower proxy, and CPU per request tells the proxies apart.
 """
 
+import os
+import subprocess
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
 from bench import certificates, envoy, mesh, origin
-from bench.case import MESH, Case, Contender, Outcome, Settings, compare, flat_out
+from bench.case import MESH, Case, Contender, Figure, Outcome, Settings, compare, flat_out
 from bench.load import Target
-from bench.process import Workspace
+from bench.process import CHECKOUT, BenchError, Workspace
 from bench.services import ECHO_HOST, LOCAL_ZONE, Place, Service, echo
 
 _STREAMS = 32
+_FIRST, _IDLE = 20, 200
+"""Connections that are there before memory is measured, and those it is then measured for."""
 _CLIENT, _SERVER = "client", "server"
 
 
@@ -50,4 +59,56 @@ def h3_in(settings: Settings, outcome: Outcome) -> None:
     outcome.per_cpu("HTTP/3 in, 32 streams: requests for the same CPU over Envoy", ["envoy"])
 
 
-CASES = (Case("h3_in", "HTTP/3 in on one QUIC connection, 32 streams at a time, HTTP/1.1 out", h3_in),)
+class Held:
+    """Open QUIC connections to a port, in a process of their own; each is asked whenever their number is set."""
+
+    def __init__(self, workspace: Workspace, port: int, issued: certificates.Certificates) -> None:
+        roots = issued.of(_CLIENT) / "root-cert.pem"
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "bench.quic_clients", str(port), ECHO_HOST, str(roots)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=CHECKOUT,
+            start_new_session=True,
+            preexec_fn=lambda: os.sched_setaffinity(0, workspace.pinning.load),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._process.__exit__(kind, error, at)  # closes its stdin, which ends it
+
+    def ask(self, count: int) -> None:
+        """As many as that are open, and answered; BenchError when one is not."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        print(count, file=self._process.stdin, flush=True)
+        if self._process.stdout.readline() != f"{count}\n":
+            raise BenchError(f"not all of {count} QUIC connections were answered")
+
+
+def quic_memory(settings: Settings, outcome: Outcome) -> None:
+    with Workspace(settings.pinned("split")) as workspace:
+        source = origin.start(workspace)
+        issued = certificates.issue(workspace.path / "certs", (_CLIENT, _SERVER), ECHO_HOST)
+        port = workspace.port()
+        resources = mesh.gateway_resources(echo(source.port), port, issued.of(_SERVER))
+        proxy = mesh.start(workspace, port, resources, flags=mesh.HTTP3_GATEWAY)
+        row: dict[str, float] = {}
+        with Held(workspace, port, issued) as held:
+            for count in (_FIRST, _FIRST + _IDLE):
+                held.ask(count)
+                time.sleep(settings.seconds)
+                row |= {f"{name}_{count}": value for name, value in proxy.group.memory().as_row().items()}
+            held.ask(_FIRST + _IDLE)  # only connections that still work count
+        each = (row[f"private_mib_{_FIRST + _IDLE}"] - row[f"private_mib_{_FIRST}"]) * 1024 / _IDLE
+        outcome.pinning = workspace.pinning.name
+        outcome.rows[MESH] = {**row, "kib_each": each}
+    outcome.figures.append(Figure("Private memory of an idle QUIC connection", each, "KiB", at_most=60.0))
+
+
+CASES = (
+    Case("h3_in", "HTTP/3 in on one QUIC connection, 32 streams at a time, HTTP/1.1 out", h3_in),
+    Case("quic_memory", "Memory of idle QUIC connections that have been asked once", quic_memory),
+)
