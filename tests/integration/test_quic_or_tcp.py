@@ -43,8 +43,12 @@ class Pair:
         self._inbound = self.server.cluster([("127.0.0.1", self.origin.port)], "inbound|80||")
 
     def listen_tcp(self) -> int:
-        where = {"direction": Direction.INBOUND, "mtls": MtlsMode.STRICT, "workload_id": "default/rsu"}
-        return self.server.listen(self._inbound, **where)
+        """On a port that is free for UDP as well."""
+        where: dict[str, Any] = {"direction": Direction.INBOUND, "mtls": MtlsMode.STRICT, "workload_id": "default/rsu"}
+        while True:
+            port = self.server.listen(self._inbound, **where)
+            with contextlib.suppress(OSError), black_hole(port):
+                return port
 
     def listen_quic(self, port: int = 0) -> int:
         where: dict[str, Any] = {"direction": Direction.INBOUND, "mtls": MtlsMode.STRICT, "workload_id": "default/rsu"}
