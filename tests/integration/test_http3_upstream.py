@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from pathlib import Path
 from typing import Any
 
 import pylsqpack
@@ -18,6 +19,7 @@ from tests.support.http2_client import Http2Client, headers_frame, request, rst_
 from tests.support.http3_origin import H3Answer, H3Origin, H3Request
 from tests.support.live_worker import LiveWorker, until
 from tests.support.origin import Origin
+from tests.support.other_proxies import caddy
 
 AUTHORITY = Authority()
 SERVER = AUTHORITY.leaf("default", "rsu")
@@ -256,3 +258,71 @@ async def test_a_websocket_goes_on_in_extended_connect() -> None:
             assert await client.reader.readexactly(5) == b"hello"
     assert origin.requests[0].header(b":protocol") == b"websocket"
     assert origin.requests[0].header(b"sec-websocket-key") is None
+
+
+# ── Caddy, whose QUIC is quic-go's ──
+
+SITE = """https://a.example:{{port}} {{{{
+  bind 127.0.0.1
+  tls {directory}/cert-chain.pem {directory}/key.pem
+  handle /file {{{{
+    root * {directory}
+    file_server
+  }}}}
+  handle {{{{
+    header x-proto {{{{http.request.proto}}}}
+    respond "{{{{http.request.method}}}} {{{{http.request.uri}}}} {{{{http.request.body}}}}"
+  }}}}
+}}}}
+"""
+
+
+def outside(live: LiveWorker, port: int, directory: Path, **tls: Any) -> int:
+    """A listener for traffic to a service outside the mesh."""
+    settings = {"mode": TlsMode.SIMPLE, "sni": "a.example", "ca_file": str(directory / "root-cert.pem"), **tls}
+    cluster = live.cluster([("127.0.0.1", port)], tls=UpstreamTls(**settings), offers_http3=True)
+    return live.listen(cluster)
+
+
+async def test_caddy_serves_over_http3(tmp_path: Path) -> None:
+    AUTHORITY.leaf(uris=(), dns_names=("a.example",)).write(tmp_path)
+    (tmp_path / "file").write_bytes(BODY)
+    async with caddy(SITE.format(directory=tmp_path)) as peer, LiveWorker() as live:
+        async with Client(outside(live, peer, tmp_path)) as client:
+            client.send(get("/path?q=1"))
+            response = await client.answer()
+            assert (response.status, response.body) == (200, b"GET /path?q=1 ")
+            assert response.header(b"x-proto") == b"HTTP/3.0"
+            client.send(post(b"x" * 300_000))
+            assert (await client.answer()).body == b"POST / " + b"x" * 300_000
+            client.send(get("/file"))
+            assert (await client.answer()).body == BODY
+            client.send(get("/file", method="HEAD"))
+            assert (await client.answer("HEAD")).header(b"content-length") == b"%d" % len(BODY)
+            client.send(get("/file", "If-None-Match: *"))
+            assert (await client.answer()).status == 304
+        assert connections(live) == ["UpstreamH3"]
+
+
+@pytest.mark.parametrize(
+    ("names", "tls", "is_served"),
+    [
+        (("a.example",), {}, True),
+        (("*.a.example",), {"sni": "b.a.example"}, True),
+        (("*.a.example",), {}, False),
+        (("b.example",), {}, False),
+        (("b.example",), {"subject_alt_names": ("b.example",)}, True),
+        (("a.example",), {"subject_alt_names": ("b.example",)}, False),
+        (("b.example",), {"insecure_skip_verify": True}, True),
+    ],
+)
+async def test_a_server_outside_the_mesh_is_checked_by_its_name(
+    tmp_path: Path, names: tuple[str, ...], tls: dict[str, Any], is_served: bool
+) -> None:
+    leaf = AUTHORITY.leaf(uris=(), dns_names=names)
+    leaf.write(tmp_path)
+    async with H3Origin(leaf) as origin, LiveWorker() as live:
+        async with Client(outside(live, origin.port, tmp_path, **tls)) as client:
+            client.send(get())
+            assert (await client.answer()).status == (200 if is_served else 503)
+        assert len(origin.requests) == is_served

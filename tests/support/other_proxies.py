@@ -1,8 +1,9 @@
-"""HAProxy and nginx as real peers: started with a configuration, ready when their port takes connections."""
+"""HAProxy, nginx and Caddy as real peers: started with a configuration, ready when their port takes connections."""
 
 import asyncio
 import contextlib
 import shutil
+import sys
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -38,6 +39,16 @@ http {{
 """
 
 
+_CADDY = """{{
+  admin off
+  auto_https off
+  skip_install_trust
+  storage file_system {home}/storage
+}}
+{config}
+"""
+
+
 @contextlib.asynccontextmanager
 async def haproxy(config: str) -> AsyncIterator[int]:
     """config: sections, with {port} where it is to listen on 127.0.0.1. Gives the port."""
@@ -53,8 +64,15 @@ async def nginx(config: str) -> AsyncIterator[int]:
 
 
 @contextlib.asynccontextmanager
+async def caddy(config: str) -> AsyncIterator[int]:
+    """config: site blocks, with {port} where they are to listen on 127.0.0.1, by TCP and QUIC. Gives the port."""
+    async with _running("caddy", _CADDY, config, ("run", "--adapter", "caddyfile", "--config")) as port:
+        yield port
+
+
+@contextlib.asynccontextmanager
 async def _running(name: str, frame: str, config: str, flags: tuple[str, ...]) -> AsyncIterator[int]:
-    binary = shutil.which(name) or shutil.which(name, path="/usr/sbin")
+    binary = shutil.which(name) or shutil.which(name, path=f"{Path(sys.executable).parent}:/usr/sbin")
     if binary is None:
         pytest.skip(f"{name} is not installed")
     port = free_port()
