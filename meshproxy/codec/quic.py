@@ -13,6 +13,7 @@ import hmac
 import os
 from typing import Any, Final
 
+from aioquic.buffer import Buffer  # type: ignore[attr-defined]  # it is public, and only re-exported
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import Limit, QuicConnection
 from aioquic.quic.packet import QuicFrameType
@@ -30,6 +31,8 @@ MAX_STREAMS: Final = 100
 MAX_CLIENT_STREAMS: Final = 16
 """Unidirectional ones: three have a use."""
 PACING_GRAIN_S: Final = 0.002
+LEFT_FOR_HANDSHAKE_BYTES: Final = 512
+"""A server has no message to send once the handshake is complete."""
 LEAST_FRAME_BYTES: Final = 24
 """Of what is left of a packet, below which no stream is asked for a frame."""
 MAX_BURST: Final = 64
@@ -229,6 +232,10 @@ class ServerConnection(Connection):
             connection_id.stateless_reset_token = self._ids.reset_token(connection_id.cid)
 
     # ── for the proxy ──
+
+    def forget_handshake(self) -> None:
+        """Once it is complete: aioquic keeps three buffers of 16 KiB for the messages of a handshake, filled or not."""
+        self._crypto_buffers = {epoch: Buffer(capacity=LEFT_FOR_HANDSHAKE_BYTES) for epoch in self._crypto_buffers}
 
     @property
     def is_begun(self) -> bool:

@@ -265,6 +265,7 @@ class DownstreamH3:
         self.peer = self._authenticate(self.quic)
         if self.peer is None:
             return  # refused, and the connection closed by whoever refused it
+        self.quic.forget_handshake()
         self._set_deadline(self.now)
         quic = self.quic
         self._control_id = quic.get_next_available_stream_id(is_unidirectional=True)
