@@ -376,6 +376,8 @@ class FieldDecoder:
 
     def decode(self, block: bytes) -> Fields | None:
         """The list; None where it is longer than MAX_BLOCK_BYTES. Http3Error where the block is not QPACK."""
+        if block == b"\x00\x00":  # no lines at all: lawful, and an error to ls-qpack
+            return []
         try:
             _, received = self._decoder.feed_header(0, block)
         except (pylsqpack.DecompressionFailed, pylsqpack.StreamBlocked):
