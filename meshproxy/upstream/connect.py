@@ -286,6 +286,7 @@ def _quic_tries(endpoint: "EndpointRuntime") -> QuicTries | None:
         or endpoint.tls is None
         or endpoint.tls is _NO_CERTIFICATES
         or endpoint.of is not None  # its connections are of one downstream
+        or endpoint.endpoint.address.startswith("/")
         or not has_quic()
     ):
         return None

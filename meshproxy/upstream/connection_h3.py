@@ -51,11 +51,17 @@ UNACKNOWLEDGED_HIGH_BYTES = 1024 * 1024
 KEEP_ALIVE_S = 15.0
 """Between PINGs while a request is under way, so that a slow answer does not make the connection look idle."""
 SILENCE_S = 10.0
-"""Without a datagram, and with probes unanswered: the way is gone. TCP would go on for minutes."""
+"""Of probes without an answer: the way is gone. TCP would go on for minutes."""
+TIMER_GRAIN_S = 0.0005
+"""Timers that close together go off at once."""
 MAX_REFUSALS = 3
 """Port unreachable, in a row: anyone may forge one, so that one alone ends nothing (RFC 9000 §14.2.1)."""
 MAX_FREE = 32
 MAX_KNOWN = 256
+"""Field sections of answers remembered by a connection."""
+MAX_SECTIONS = 1024
+"""Of requests, by the process: the shorter ones."""
+MAX_KNOWN_BYTES = 2048
 _BAD_CERTIFICATE = 42
 _ENABLE_CONNECT_PROTOCOL = 0x8
 _WEBSOCKET_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 §1.3
@@ -177,7 +183,6 @@ class UpstreamH3:
         "_armed_at",
         "_decoder",
         "_free",
-        "_heard_at",
         "_is_adopted",
         "_is_waking",
         "_memo",
@@ -187,6 +192,7 @@ class UpstreamH3:
         "_refusals",
         "_refuses",
         "_server",
+        "_silent_since",
         "_sock",
         "_sockname",
         "_timer",
@@ -244,7 +250,7 @@ class UpstreamH3:
         self._ping_at = NEVER
         self._timer: Any = None
         self._armed_at = NEVER
-        self._opened_at = self._heard_at = monotonic()
+        self._opened_at = self._silent_since = monotonic()
         endpoint.cluster.state.loop.add_reader(sock.fileno(), self._on_readable)
         quic.connect(self._address, self._opened_at)
         self._transmit(self._opened_at)
@@ -355,7 +361,6 @@ class UpstreamH3:
                 self._on_refused(error)
                 break
             self._refusals = 0
-            self._heard_at = now
             if not data:
                 continue
             if quic.is_reset_by(data):
@@ -422,11 +427,14 @@ class UpstreamH3:
         self._armed_at = NEVER
         now = monotonic()
         at = self.quic.get_timer()
-        if at is not None and at > now + 0.0005:
+        if at is not None and at > now + TIMER_GRAIN_S:
             self._arm(at)
             return
-        self.quic.handle_timer(now + 0.0005)
-        if self.is_open and self.quic.probes >= 2 and now - self._heard_at >= SILENCE_S:
+        self.quic.handle_timer(now + TIMER_GRAIN_S)
+        probes = self.quic.probes
+        if probes <= 1:
+            self._silent_since = now
+        elif self.is_open and now - self._silent_since >= SILENCE_S:
             if self.endpoint.http3 is not None:
                 self.endpoint.http3.failed(now)
             self.over("connection_termination", TimeoutError("no answer"))
@@ -524,9 +532,9 @@ class UpstreamH3:
             if fields is None:
                 raise RemoteProtocolError("http3.headers_too_large", 502)
             head = response_head(fields, is_head_request, is_end)
-            if len(self._memo) >= MAX_KNOWN:
-                self._memo.clear()
-            if len(block) < 4096:
+            if len(block) <= MAX_KNOWN_BYTES:
+                if len(self._memo) >= MAX_KNOWN:
+                    self._memo.clear()
                 self._memo[key] = head
         return head
 
@@ -937,7 +945,8 @@ def request_section(scheme: bytes, method: bytes, path: bytes, block: bytes, suf
                 *(line for line in lines if line[0] != b"host"),
             ]
         )
-        if len(_sections) >= 16 * MAX_KNOWN:
-            _sections.clear()
-        _sections[key] = section
+        if len(path) + len(block) + len(suffix) <= MAX_KNOWN_BYTES:
+            if len(_sections) >= MAX_SECTIONS:
+                _sections.clear()
+            _sections[key] = section
     return section + literal
