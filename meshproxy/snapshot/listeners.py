@@ -91,11 +91,12 @@ def with_quic(listeners: dict[str, Listener]) -> dict[str, Listener]:
     """The listeners, and one of QUIC beside each whose HTTP is always encrypted and ends here.
 
     Source: Istio's PILOT_ENABLE_QUIC_LISTENERS mirrors the HTTPS servers of gateways, without PASSTHROUGH; inbound
-    listeners with mutual TLS are mirrored here, too. AUTO is not: what is not HTTP could not be told over QUIC.
+    listeners with mutual TLS are mirrored here, too. AUTO is not: what is not HTTP could not be told over QUIC. Where
+    the UDP port is somebody's already, it stays theirs.
     """
     every: dict[str, Listener] = {}
     for name, listener in listeners.items():
-        if _can_have_quic(listener):
+        if _can_have_quic(listener) and f"{name}_udp" not in listeners:
             listener = replace(listener, advertises_quic=listener.direction is Direction.GATEWAY)
             mirror = replace(listener, name=f"{name}_quic", is_quic=True, advertises_quic=False)
             every[mirror.name] = mirror

@@ -1,4 +1,5 @@
 import argparse
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -133,3 +134,20 @@ def test_no_configuration_is_one_sentence_and_status_1(
     monkeypatch.delenv("MESHPROXY_CONFIG", raising=False)
     assert main(["run"]) == 1
     assert capsys.readouterr().err == "meshproxy: no configuration: give -c PATH or set MESHPROXY_CONFIG\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"), [("on", True), ("true", True), ("1", True), ("off", False), ("False", False), ("0", False)]
+)
+def test_http3_is_off_unless_asked_for(said: str, meant: bool) -> None:
+    assert not settings().has_http3
+    assert settings("--http3", said).has_http3 is meant
+    assert settings(PILOT_ENABLE_QUIC_LISTENERS=said).has_http3 is meant
+    with pytest.raises(ConfigError, match="--http3: 'maybe' is neither on nor off"):
+        settings("--http3", "maybe")
+
+
+def test_http3_without_its_library_is_said_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "aioquic", None)
+    with pytest.raises(ConfigError, match="HTTP/3 needs aioquic, which is not installed"):
+        settings("--http3", "on")

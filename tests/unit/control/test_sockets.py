@@ -164,3 +164,21 @@ def test_a_drain_keeps_what_waits_in_the_queue_and_lets_nothing_new_begin() -> N
         accepted.close()
         assert select.select([], [late], [], 5)[1]  # its next SYN, a second later, is answered by a reset
         assert late.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED
+
+
+def test_datagrams_of_quic_go_to_the_worker_that_their_connection_id_names() -> None:
+    supervisor = Supervisor()
+    sockets = ListeningSockets(3, supervisor.keep, supervisor.drop)
+    address = SocketAddress("127.0.0.1", free_port(), is_udp=True)
+    assert sockets.bind(address, is_quic=True) is None
+    of_slots = [sockets.get(address, slot) for slot in range(3)]
+    for first in range(12):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:  # from another port each time
+            short = b"\x40" + bytes((first,)) + b"id" * 10
+            long = b"\xc0\x00\x00\x00\x01\x08" + bytes((first,)) + b"id" * 10
+            for data in (short, long):
+                client.sendto(data, ("127.0.0.1", address.port))
+                ready, _, _ = select.select(of_slots, [], [], 5)
+                assert ready == [of_slots[first % 3]]
+                assert ready[0].recv(100) == data
+    sockets.close_all()
