@@ -10,6 +10,7 @@ no session resumption and so no 0-RTT: nothing can be replayed, and every connec
 
 import hashlib
 import hmac
+import logging
 import os
 from typing import Any, Final
 
@@ -21,6 +22,8 @@ from aioquic.quic.packet_builder import QuicDeliveryState
 from aioquic.quic.recovery import QuicPacketPacer
 from aioquic.quic.stream import QuicStream
 from aioquic.tls import Epoch, SignatureAlgorithm
+
+logging.getLogger("quic").setLevel(logging.WARNING)  # aioquic tells of every handshake and every stream
 
 ID_BYTES: Final = 8
 STREAM_WINDOW: Final = 128 * 1024

@@ -16,7 +16,7 @@ from aioquic.quic.packet import QuicPacketType, pull_quic_header
 from meshproxy.listener import quic
 from meshproxy.model.listener import ServerTls, ServerTlsMode
 from tests.support.certificates import Authority
-from tests.support.http3_client import Http3Client, client_configuration, get
+from tests.support.http3_client import Http3Client, Listening, client_configuration, get
 from tests.support.live_worker import LiveWorker, until
 from tests.support.origin import Origin
 
@@ -218,19 +218,6 @@ async def test_handshakes_that_do_not_end_are_forgotten(target: Target, monkeypa
 
 
 # ── without a connection ──
-
-
-class Listening(Http3Client):
-    """Keeps what came as it came: aioquic's client knows no stateless resets."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.received: list[bytes] = []
-
-    def datagram_received(self, data: bytes | str, address: Any) -> None:
-        assert isinstance(data, bytes)
-        self.received.append(data)
-        super().datagram_received(data, address)
 
 
 async def test_after_a_restart_a_client_learns_at_once_that_its_connection_is_gone(target: Target) -> None:

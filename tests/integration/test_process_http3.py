@@ -1,14 +1,18 @@
 """QUIC beside TCP in real processes: bound by control, served by workers, absent unless it is asked for."""
 
 import asyncio
+import os
+import signal
 import socket
 import ssl
 from pathlib import Path
 
 from tests.support.certificates import Authority
-from tests.support.http3_client import Http3Client, get
+from tests.support.http3_client import Http3Client, Listening, get
+from tests.support.live_worker import until
 from tests.support.origin import Origin
 from tests.support.proxy_process import PATIENCE_S, ProxyProcess, free_port
+from tests.support.raw_server import RawServer
 
 AUTHORITY = Authority()
 MODULES = ("aioquic", "cryptography", "OpenSSL")
@@ -98,6 +102,54 @@ async def test_a_gateway_serves_http3_beside_https_from_every_worker(tmp_path: P
                     await client.move()
                     assert (await client.request(get("/"))).body == b"ok"
             assert slots == {0, 1}
+
+
+async def test_after_a_worker_is_killed_its_clients_learn_it_at_once_and_the_next_are_served(tmp_path: Path) -> None:
+    async with Origin() as origin:
+        port = write(tmp_path, origin.port)
+        with ProxyProcess(tmp_path, "--http3", "on", "--labels", "app=edge", module="meshproxy") as proxy:
+            await asyncio.to_thread(proxy.wait_for, "ready: ")
+            async with Listening.to(port, AUTHORITY.pem) as client:
+                assert (await client.request(get("/"))).body == b"ok"
+                os.kill(proxy.children()["mesh-worker-0"], signal.SIGKILL)
+                client.send(get("/"))  # waits in the socket, which outlives the worker
+                token = client._quic._peer_cid.stateless_reset_token
+                await until(lambda: client.received[-1][-16:] == token, 10)
+            async with Http3Client.to(port, AUTHORITY.pem) as client:
+                assert (await client.request(get("/"))).body == b"ok"
+
+
+async def test_a_proxy_that_ends_serves_what_is_under_way_and_takes_no_new_connection(tmp_path: Path) -> None:
+    go = asyncio.Event()
+
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        await go.wait()
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        await writer.drain()
+
+    async with RawServer(slow) as upstream:
+        port = write(tmp_path, upstream.port)
+        log = tmp_path / "access.log"
+        with ProxyProcess(
+            tmp_path, "--http3", "on", "--labels", "app=edge", "--access-log", str(log), module="meshproxy"
+        ) as proxy:
+            await asyncio.to_thread(proxy.wait_for, "ready: ")
+            async with Http3Client.to(port, AUTHORITY.pem) as client:
+                stream = client.send(get("/slow"))
+                await until(lambda: upstream.connections == 1 and client.control != b"")
+                settings = client.control
+                proxy.process.send_signal(signal.SIGTERM)
+                await client.until(lambda: client.control.startswith(settings + b"\x07"))  # GOAWAY
+                async with Http3Client.to(port, AUTHORITY.pem) as late:
+                    assert (await late.refusal()).error_code == 0x2  # CONNECTION_REFUSED
+                go.set()
+                assert (await client.answer(stream)).body == b"ok"
+                assert (await client.refusal()).error_code == 0x100
+            assert await asyncio.to_thread(proxy.wait_for_end) == 0
+        line = log.read_text()
+        assert '"GET /slow HTTP/3" 200 - via_upstream' in line
+        assert f" 127.0.0.1:{port} " in line
 
 
 async def test_without_the_flag_no_worker_loads_quic_and_no_udp_port_is_bound(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from aioquic.h3.connection import H3Connection
 from aioquic.h3.events import DataReceived, HeadersReceived
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
-from aioquic.quic.events import ConnectionTerminated, QuicEvent, StopSendingReceived, StreamReset
+from aioquic.quic.events import ConnectionTerminated, QuicEvent, StopSendingReceived, StreamDataReceived, StreamReset
 
 from tests.support.certificates import Leaf
 
@@ -59,6 +59,8 @@ class Http3Client(QuicConnectionProtocol):
         self.answers: dict[int, Answer] = {}
         self.terminated: ConnectionTerminated | None = None
         self.changed = asyncio.Event()
+        self.control = b""
+        """What the server says on its control stream: SETTINGS, GOAWAY."""
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -82,6 +84,8 @@ class Http3Client(QuicConnectionProtocol):
             client._transport.close()
 
     def quic_event_received(self, event: QuicEvent) -> None:
+        if isinstance(event, StreamDataReceived) and event.stream_id == 3:
+            self.control += event.data
         if isinstance(event, StreamReset):
             answer = self.answers.setdefault(event.stream_id, Answer())
             answer.reset, answer.is_over = event.error_code, True
@@ -146,6 +150,19 @@ class Http3Client(QuicConnectionProtocol):
         await self.until(lambda: self.terminated)
         assert self.terminated is not None
         return self.terminated
+
+
+class Listening(Http3Client):
+    """Keeps what came as it came: aioquic's client knows no stateless resets."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.received: list[bytes] = []
+
+    def datagram_received(self, data: bytes | str, address: Any) -> None:
+        assert isinstance(data, bytes)
+        self.received.append(data)
+        super().datagram_received(data, address)
 
 
 def client_configuration(roots_pem: bytes, identity: Leaf | None = None, **settings: Any) -> QuicConfiguration:
