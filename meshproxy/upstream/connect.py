@@ -5,6 +5,7 @@ Decides: is the peer who it must be (secure naming). Leaves to others: whether t
 
 import asyncio
 import errno
+import logging
 import socket
 import ssl
 import struct
@@ -27,6 +28,8 @@ from meshproxy.upstream.transport_choice import TCP_AFTER_S, QuicTries
 if TYPE_CHECKING:
     from meshproxy.upstream.cluster_runtime import EndpointRuntime, Waiter, WorkloadRuntime
     from meshproxy.upstream.worker_state import WorkerState
+
+log = logging.getLogger(__name__)
 
 # Istio's ALPN for mesh traffic: the inbound proxy tells mesh mTLS from an application's own TLS by it.
 ALPN_HTTP1: tuple[str, ...] = ("istio-http/1.1", "istio", "http/1.1")
@@ -297,7 +300,11 @@ def _quic_tries(endpoint: "EndpointRuntime") -> QuicTries | None:
 
 @cache
 def has_quic() -> bool:
-    return find_spec("aioquic") is not None
+    """Whether HTTP/3 can be spoken at all; the log hears it once where it is wanted and cannot be."""
+    is_there = find_spec("aioquic") is not None
+    if not is_there:
+        log.warning("a DestinationRule offers HTTP/3, which needs aioquic (pip install 'meshproxy[http3]'): TCP it is")
+    return is_there
 
 
 def _has_worked(task: "asyncio.Task[Any]") -> bool:

@@ -31,6 +31,7 @@ from meshproxy.telemetry.access_log import AccessLog
 from meshproxy.telemetry.recorder import Recorder
 from meshproxy.tls.context import Bundle
 from meshproxy.upstream.cluster_runtime import ClusterRuntime, ClusterUpdate, WorkloadRuntime
+from meshproxy.upstream.connect import has_quic
 from meshproxy.upstream.worker_state import MIN_SWEEP_GAP_S, SWEEP_INTERVAL_S, WorkerState
 from meshproxy.worker.memory_guard import MemoryGuard
 from meshproxy.worker.stall_watch import StallWatch
@@ -123,6 +124,8 @@ class Worker:
 
     def _put_cluster(self, message: m.PutCluster) -> None:
         cluster = self._staged_cluster = message.cluster
+        if cluster.offers_http3 and has_quic():
+            import meshproxy.upstream.connection_h3  # noqa: F401 - 0.1 s, which no request should wait for
         self._staged_localities = {}
         self._staged_updates = [
             ClusterUpdate(runtime.clusters[cluster.key], cluster)

@@ -108,6 +108,19 @@ def test_annotations_turn_the_statistical_checks_on() -> None:
     assert outlier == OutlierPolicy(enforce_success_rate=True, enforce_failure_percentage=True)
 
 
+@pytest.mark.parametrize(("word", "is_offered"), [("true", True), ("false", False), ("yes", False)])
+def test_an_annotation_offers_http3(word: str, is_offered: bool) -> None:
+    rule = destination_rule(HOST, "  trafficPolicy: {}", head=f'annotations: {{meshproxy.io/http3: "{word}"}}')
+    assert translated(sidecar(), ECHO, rule).cluster(NAME).offers_http3 is is_offered
+    assert not translated(sidecar(), ECHO).cluster(NAME).offers_http3
+
+
+def test_http3_is_of_http() -> None:
+    rule = destination_rule(HOST, "  trafficPolicy: {}", head='annotations: {meshproxy.io/http3: "true"}')
+    echo = service_entry(HOST, "{address: 10.0.0.1}", protocol="TCP")
+    assert not translated(sidecar(), echo, rule).cluster(NAME).offers_http3
+
+
 @pytest.mark.parametrize(
     ("pool", "field", "value"),
     [
