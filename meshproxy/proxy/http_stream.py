@@ -90,7 +90,6 @@ class HttpStream:
         "peer",
         "queue",
         "replay",
-        "replay_bytes",
         "request_bytes",
         "request_id",
         "request_trailers",
@@ -140,8 +139,10 @@ class HttpStream:
         self.request_trailers = b""
         self.resent = 0
         self.response_bytes = 0
-        self.queue: list[bytes] | None = None
-        self.replay: list[bytes] | None = None
+        # One buffer each, not the pieces as they came: single bytes would cost forty times as much, and counting them
+        # for each that comes the square of their number.
+        self.queue: bytearray | None = None
+        self.replay: bytearray | None = None
         self.tried: set[EndpointRuntime] | None = None
         self.endpoint_key: str | None = None
         self.failure_reason: str | None = None
@@ -197,8 +198,7 @@ class HttpStream:
                 return
         self.cluster = cluster
         if route.retry is not None and head.body != NO_BODY:
-            self.replay = []
-            self.replay_bytes = 0
+            self.replay = bytearray()
         cluster.active_requests += 1
         if cluster.active_requests > cluster.max_requests:
             cluster.counters.upstream_rq_pending_overflow += 1
@@ -231,7 +231,7 @@ class HttpStream:
             connection = cluster.acquire(endpoint, self, http_connection)
             if connection is None:
                 if not self.is_request_complete and self.queue is None:
-                    self.queue = []
+                    self.queue = bytearray()
                 return
             if connection is ResponseFlag.UPSTREAM_OVERFLOW:
                 self._leave_endpoint()
@@ -253,12 +253,12 @@ class HttpStream:
         body = b""
         queue, self.queue = self.queue, None
         if self.replay:  # all that has come of the body, whichever attempt this is
-            body = b"".join(self.replay)
-            if self.replay_bytes > MAX_REPLAY_BYTES:
+            body = bytes(self.replay)
+            if len(body) > MAX_REPLAY_BYTES:
                 self.replay = None
             self.down.resume_body()
         elif queue:
-            body = b"".join(queue)
+            body = bytes(queue)
             self.down.resume_body()
         retry = self.route.retry  # type: ignore[union-attr]  # a stream with a connection has a route
         if retry is not None and retry.per_try_timeout_s:
@@ -358,25 +358,23 @@ class HttpStream:
         elif self.endpoint is not None or self._retry_handle is not None:
             # No connection yet, or none between two attempts: the body waits where the next attempt will find it whole.
             if self.replay is not None:
-                self.replay.append(data)
-                self.replay_bytes += len(data)
-                waiting = self.replay_bytes
+                self.replay += data
+                waiting = len(self.replay)
             else:
                 if self.queue is None:
-                    self.queue = []
-                self.queue.append(data)
-                waiting = sum(map(len, self.queue))
+                    self.queue = bytearray()
+                self.queue += data
+                waiting = len(self.queue)
             if waiting > HIGH_WATER_BYTES and not is_complete:
                 self.down.pause_body()
 
     def _remember(self, data: bytes) -> None:
         """Keep the body for a second attempt, up to a bound."""
         if self.replay is not None:
-            self.replay_bytes += len(data)
-            if self.replay_bytes > MAX_REPLAY_BYTES:
+            if len(self.replay) + len(data) > MAX_REPLAY_BYTES:
                 self.replay = None
             else:
-                self.replay.append(data)
+                self.replay += data
 
     @property
     def _can_replay(self) -> bool:
@@ -719,7 +717,7 @@ class HttpStream:
         """Of a request body that is kept here, for its first attempt or another."""
         if not self.is_active:
             return 0
-        return (self.replay_bytes if self.replay is not None else 0) + sum(map(len, self.queue or ()))
+        return len(self.replay or b"") + len(self.queue or b"")
 
     def shed(self) -> None:
         """Memory runs out, and this stream is among those that hold most of it."""

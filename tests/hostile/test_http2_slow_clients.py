@@ -6,10 +6,12 @@ The timeouts are made short here; which one ends what is what these tests ask.
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from time import process_time
 
 import hyperframe.frame as h2f
 import pytest
 
+from meshproxy.model.route import RetryPolicy, Route, WeightedCluster
 from tests.support.http2_client import (
     CANCEL,
     ENHANCE_YOUR_CALM,
@@ -31,6 +33,7 @@ from tests.support.http2_client import (
 )
 from tests.support.live_worker import LiveWorker, until
 from tests.support.origin import Origin, Seen
+from tests.support.raw_server import Blackhole
 
 DOWNSTREAM = "meshproxy.proxy.downstream_h2"
 SHORT_S = 0.3
@@ -205,3 +208,23 @@ async def test_a_second_connection_does_not_wait_for_a_slow_one() -> None:
         other.send(headers_frame(1, request()))
         assert (await other.response(1)).body == b"ok"
         assert not [frame for frame in other.frames if isinstance(frame, h2f.GoAwayFrame)]
+
+
+@pytest.mark.parametrize("retries", [0, 2], ids=["kept_for_one_attempt", "kept_for_several"])
+async def test_a_body_of_single_bytes_for_an_upstream_that_does_not_answer_costs_a_frame_each(retries: int) -> None:
+    """All of a window, 256 KiB, each byte in a frame of its own, while the connection is still being made."""
+    with Blackhole() as upstream:
+        async with LiveWorker() as live:
+            key = live.cluster([("127.0.0.1", upstream.port)], connect_timeout_s=30.0)
+            clusters = (WeightedCluster(cluster_key=key),)
+            retry = RetryPolicy(attempts=retries) if retries else None
+            async with Http2Client(live.listen(key, routes=(Route(clusters=clusters, retry=retry),))) as client:
+                await client.handshake()
+                ((connection,),) = [listener.runtime.connections for listener in live.worker.listeners.values()]
+                connection.data_received(headers_frame(1, request(method="POST"), end_stream=False))
+                single = data_frame(1, b"x", False) * 1024
+                began = process_time()
+                for _ in range(256):
+                    connection.data_received(single)
+                assert process_time() - began < 3.0
+                assert connection.streams[1].http.waiting_bytes() == 256 * 1024
