@@ -1,4 +1,4 @@
-"""HTTP/3: how many requests one QUIC connection carries, beside Envoy, and what an idle one costs in memory.
+"""HTTP/3: how many requests one QUIC connection carries, beside Envoy; what lost packets do to it; its memory.
 
 No load generator at hand speaks HTTP/3, so an Envoy is the client: wrk asks it in HTTP/1.1, and it asks the proxy under
 test in HTTP/3 on one connection. It shares the load's core with wrk and the origin. Where that core is full (load_busy
@@ -12,7 +12,7 @@ import time
 from types import TracebackType
 from typing import Self
 
-from bench import certificates, envoy, mesh, origin
+from bench import certificates, envoy, lossy, mesh, origin
 from bench.case import MESH, Case, Contender, Figure, Outcome, Settings, compare, flat_out
 from bench.load import Target
 from bench.process import CHECKOUT, BenchError, Workspace
@@ -21,12 +21,16 @@ from bench.services import ECHO_HOST, LOCAL_ZONE, Place, Service, echo
 _STREAMS = 32
 _FIRST, _IDLE = 20, 200
 """Connections that are there before memory is measured, and those it is then measured for."""
+_LOSS_PERCENT = 1
+_HTTP2, _HTTP3 = "http2", "http3"
 _CLIENT, _SERVER = "client", "server"
 
 
-def _driver(workspace: Workspace, port: int, issued: certificates.Certificates) -> envoy.Driver:
-    service = Service(ECHO_HOST, (Place("127.0.0.1", port, LOCAL_ZONE),))
-    return envoy.driver(workspace, service, "h3", tls=(issued, _CLIENT, _SERVER))
+def _driver(
+    workspace: Workspace, port: int, issued: certificates.Certificates, inside: str = "h3", address: str = "127.0.0.1"
+) -> envoy.Driver:
+    service = Service(ECHO_HOST, (Place(address, port, LOCAL_ZONE),))
+    return envoy.driver(workspace, service, inside, tls=(issued, _CLIENT, _SERVER))
 
 
 def h3_in(settings: Settings, outcome: Outcome) -> None:
@@ -108,7 +112,35 @@ def quic_memory(settings: Settings, outcome: Outcome) -> None:
     outcome.figures.append(Figure("Private memory of an idle QUIC connection", each, "KiB", at_most=60.0))
 
 
+def h3_loss(settings: Settings, outcome: Outcome) -> None:
+    if (why := lossy.hindrance()) is not None:
+        outcome.notes.append(f"left out: {why}")
+        return
+    with Workspace(settings.pinned("split")) as workspace, lossy.Cable(_LOSS_PERCENT) as cable:
+        issued = certificates.issue(workspace.path / "certs", (_CLIENT, _SERVER), ECHO_HOST)
+        port = workspace.port()
+        with cable.far():
+            source = origin.start(workspace)
+            resources = mesh.gateway_resources(echo(source.port), port, issued.of(_SERVER), lossy.FAR)
+            proxy = mesh.start(workspace, port, resources, flags=mesh.HTTP3_GATEWAY)
+        with cable.near():
+            contenders = []
+            for name, inside in ((_HTTP2, "h2"), (_HTTP3, "h3")):
+                driver = _driver(workspace, port, issued, inside, lossy.FAR)
+                contenders.append(Contender(name, Target("127.0.0.1", driver.port, ECHO_HOST), (proxy.group,)))
+            compare(outcome, settings, contenders, flat_out(_STREAMS), workspace)
+        outcome.notes.append(
+            f"{cable.lost_percent():.2f} % of the packets were lost, between ends that are microseconds apart: where "
+            "TCP has nothing in flight after a lost segment, it waits for its least timeout, 200 ms"
+        )
+    mine, theirs = outcome.median(_HTTP3, "p99_us"), outcome.median(_HTTP2, "p99_us")
+    if mine is not None and theirs:
+        name = f"{_LOSS_PERCENT} % of packets lost, {_STREAMS} streams: p99 in HTTP/3 over p99 in HTTP/2"
+        outcome.figures.append(Figure(name, mine / theirs, "×", at_most=0.7))
+
+
 CASES = (
     Case("h3_in", "HTTP/3 in on one QUIC connection, 32 streams at a time, HTTP/1.1 out", h3_in),
+    Case("h3_loss", "HTTP/3 and HTTP/2 in through meshproxy, 32 streams on one connection, 1 % packet loss", h3_loss),
     Case("quic_memory", "Memory of idle QUIC connections that have been asked once", quic_memory),
 )

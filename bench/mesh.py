@@ -104,8 +104,8 @@ def inbound_resources(port: int, origin_port: int, mtls_mode: str, protocol: str
     ]
 
 
-def gateway_resources(service: Service, port: int, home: Path) -> list[dict[str, Any]]:
-    """A Gateway on 127.0.0.1:port with the certificate in `home`, in front of a service in HTTP/1.1."""
+def gateway_resources(service: Service, port: int, home: Path, address: str = "127.0.0.1") -> list[dict[str, Any]]:
+    """A Gateway on address:port with the certificate in `home`, in front of a service in HTTP/1.1."""
     gateway = {
         "apiVersion": _NETWORKING,
         "kind": "Gateway",
@@ -115,7 +115,7 @@ def gateway_resources(service: Service, port: int, home: Path) -> list[dict[str,
             "servers": [
                 {
                     "port": {"number": port, "name": "https", "protocol": "HTTPS"},
-                    "bind": "127.0.0.1",
+                    "bind": address,
                     "hosts": ["*"],
                     "tls": {
                         "mode": "SIMPLE",
