@@ -44,7 +44,7 @@ ACCEPT_PAUSE_S = 0.1
 class TcpListener:
     """Accepts until closed. The socket is ours; control keeps a copy, so a successor finds the same queue."""
 
-    __slots__ = ("_is_accepting", "_pending", "_sock", "l4", "runtime")
+    __slots__ = ("_handshakes", "_is_accepting", "_pending", "_sock", "l4", "peeking", "runtime")
 
     def __init__(self, sock: socket.socket, runtime: ListenerRuntime) -> None:
         sock.setblocking(False)
@@ -53,6 +53,9 @@ class TcpListener:
         self.l4 = L4Table(runtime.listener.tcp_routes)
         self._is_accepting = False
         self._pending: set[asyncio.Task[None]] = set()
+        self._handshakes = 0
+        self.peeking: set[_Peek] = set()
+        """Connections that have not said yet what they are."""
         self._resume()
 
     def _resume(self) -> None:
@@ -85,8 +88,10 @@ class TcpListener:
                     self.pause()
                     state.loop.call_later(ACCEPT_PAUSE_S, self._resume)
                 return
-            if (limit is not None and len(runtime.connections) >= limit) or (
-                state.open_connections >= state.max_connections
+            # Who has said nothing yet, or is in its handshake, has a place: silence must not be a way past the limit.
+            undecided = len(self.peeking) + self._handshakes
+            if (limit is not None and len(runtime.connections) + undecided >= limit) or (
+                state.open_connections + undecided >= state.max_connections
             ):
                 runtime.counters.downstream_cx_overflow += 1
                 connection.close()
@@ -220,14 +225,18 @@ class TcpListener:
                 else:
                     await loop.connect_accepted_socket(factory, connection)
             else:
-                await accept_tls(
-                    factory,
-                    connection,
-                    context,
-                    handshake_timeout_s=TLS_HANDSHAKE_TIMEOUT_S,
-                    keeps_server_name=self.runtime.state.access_log is not None,
-                    below=(lambda tls: Introduction(lambda: tls, proxied)) if proxied is not None else None,
-                )
+                self._handshakes += 1
+                try:
+                    await accept_tls(
+                        factory,
+                        connection,
+                        context,
+                        handshake_timeout_s=TLS_HANDSHAKE_TIMEOUT_S,
+                        keeps_server_name=self.runtime.state.access_log is not None,
+                        below=(lambda tls: Introduction(lambda: tls, proxied)) if proxied is not None else None,
+                    )
+                finally:
+                    self._handshakes -= 1
                 counters.ssl_handshake += 1
         except HandshakeError as error:
             counters.ssl_connection_error += 1
@@ -264,6 +273,7 @@ class _Peek:
             return
         self.deadline = monotonic() + FIRST_BYTES_TIMEOUT_S
         state = listener.runtime.state
+        listener.peeking.add(self)
         state.timed.add(self)
         state.loop.add_reader(connection.fileno(), self._on_readable)
 
@@ -294,6 +304,7 @@ class _Peek:
         if self._try(False):
             return
         state = self._listener.runtime.state
+        self._listener.peeking.add(self)
         state.timed.add(self)
         state.loop.add_reader(before, self._on_readable)
 
@@ -301,6 +312,7 @@ class _Peek:
         state = self._listener.runtime.state
         state.loop.remove_reader(descriptor)
         state.timed.discard(self)
+        self._listener.peeking.discard(self)
         self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
 
     def on_deadline(self, now: float) -> None:

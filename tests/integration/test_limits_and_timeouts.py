@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from meshproxy.model.cluster import CircuitLimits, TlsMode, UpstreamTls
+from meshproxy.model.listener import Direction, MtlsMode
 from meshproxy.model.route import DirectResponse, MatchKind, Route, RouteMatch, StringMatch, WeightedCluster
 from tests.support.certificates import Authority
 from tests.support.client import Client, get, post
@@ -375,6 +376,20 @@ async def test_a_listener_takes_no_more_connections_than_it_may() -> None:
         await until(lambda: live.open_downstreams() == 0)
         async with Client(port) as third:
             assert (await third.ask(get())).status == 200
+
+
+async def test_connections_that_say_nothing_count_too() -> None:
+    async with Origin() as origin, LiveWorker() as live:
+        cluster = live.cluster([("127.0.0.1", origin.port)])
+        port = live.listen(cluster, direction=Direction.INBOUND, mtls=MtlsMode.PERMISSIVE, max_connections=2)
+        async with Client(port), Client(port):
+            (listener,) = live.worker.listeners.values()
+            await until(lambda: len(listener.peeking) == 2)
+            async with Client(port) as third:
+                assert await third.ended() in ("end", "reset")
+        await until(lambda: not listener.peeking)
+        async with Client(port) as fourth:
+            assert (await fourth.ask(get())).status == 200
 
 
 # ── header limits ──
