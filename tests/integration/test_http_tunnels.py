@@ -8,6 +8,7 @@ import pytest
 
 from meshproxy.control import messages as m
 from tests.support.client import Client, get
+from tests.support.http2_client import Http2Client, data_frame, headers_frame, request
 from tests.support.live_worker import LiveWorker, until
 from tests.support.raw_server import RawServer, Serve, reset, script
 
@@ -155,3 +156,19 @@ async def test_a_tunnel_is_idle_only_without_traffic(monkeypatch: pytest.MonkeyP
             await asyncio.sleep(0.1)
         assert await client.ended() in ("end", "reset")
         await nothing_left(live)
+
+
+async def test_what_an_http2_client_says_before_the_switch_follows_it_and_so_does_its_end() -> None:
+    """Extended CONNECT (RFC 8441): bytes and END_STREAM that come while the upstream has not switched yet."""
+    connect = [(b":method", b"CONNECT"), (b":protocol", b"websocket"), *request("/chat")[1:]]
+    async with RawServer(echo) as upstream, LiveWorker() as live:
+        async with Http2Client(live.listen(live.cluster([("127.0.0.1", upstream.port)]))) as client:
+            await client.handshake()
+            client.send(
+                headers_frame(1, connect, end_stream=False),
+                data_frame(1, b"early ", end_stream=False),
+                data_frame(1, b"and last", end_stream=True),
+            )
+            answer = await client.response(1)
+            assert (answer.status, answer.body) == (200, b"early and last<bye>")
+            await until(lambda: not live.open_upstreams())
