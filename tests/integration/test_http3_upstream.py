@@ -9,6 +9,7 @@ import pylsqpack
 import pytest
 from aioquic.h3.connection import encode_frame
 
+from meshproxy.codec.quic import STREAM_WINDOW
 from meshproxy.control import messages as m
 from meshproxy.model.cluster import TlsMode, UpstreamTls
 from meshproxy.model.listener import Direction, MtlsMode
@@ -33,10 +34,10 @@ def give(live: LiveWorker, leaf: Leaf, workload_id: str = "default/app", account
     live.worker.on_message(m.PutCertificates(workload_id, leaf.chain_pem, leaf.key_pem, leaf.roots_pem), None)
 
 
-def inbound(live: LiveWorker, origin: Origin) -> int:
+def inbound(live: LiveWorker, app_port: int) -> int:
     """A listener for QUIC in front of the workload rsu."""
     give(live, AUTHORITY.leaf("default", "rsu"), "default/rsu", "rsu")
-    cluster = live.cluster([("127.0.0.1", origin.port)], "inbound|80||")
+    cluster = live.cluster([("127.0.0.1", app_port)], "inbound|80||")
     return live.listen_quic(cluster, direction=Direction.INBOUND, mtls=MtlsMode.STRICT, workload_id="default/rsu")
 
 
@@ -55,7 +56,7 @@ def outbound(live: LiveWorker, port: int, retry: RetryPolicy | None = None, **fi
 
 async def test_a_request_goes_through_two_proxies_over_quic_under_both_identities() -> None:
     async with Origin() as origin, LiveWorker() as server, LiveWorker() as live:
-        port = outbound(live, inbound(server, origin))
+        port = outbound(live, inbound(server, origin.port))
         async with Client(port) as client:
             client.send(get("/path"))
             response = await client.answer()
@@ -68,6 +69,15 @@ def to(live: LiveWorker, origin: H3Origin, retries: int = 0, **fields: Any) -> i
     """A listener for the traffic of the workload app to this origin."""
     retry = RetryPolicy(attempts=retries) if retries else None
     return outbound(live, origin.port, retry=retry, **fields)
+
+
+def streams(live: LiveWorker) -> list[Any]:
+    return [
+        stream
+        for endpoint in live.endpoints()
+        for connection in endpoint.connections
+        for stream in connection.streams.values()
+    ]
 
 
 def connections(live: LiveWorker) -> list[str]:
@@ -244,6 +254,61 @@ async def test_a_request_that_is_given_up_is_cancelled_and_the_connection_goes_o
             client.send(get())
             assert (await client.answer()).status == 200
         assert len(origin.connections) == 1
+
+
+async def test_an_answer_nobody_reads_stops_its_stream_and_no_other() -> None:
+    size = 16 << 20
+
+    def answer(seen: H3Request) -> H3Answer:
+        # With a length: chunks would have to be told apart here.
+        whole = H3Answer(bytes(size), [(b"content-length", b"%d" % size)])
+        return whole if seen.header(b":path") == b"/large" else H3Answer(b"small")
+
+    async with H3Origin(SERVER, answer) as origin, LiveWorker() as live:
+        port = to(live, origin)
+        async with Client(port) as idle, Client(port) as busy:
+            idle.send(get("/large"))
+            await until(lambda: any(stream.is_held for stream in streams(live)))
+            held = 0
+            for _ in range(20):
+                busy.send(get())
+                assert (await busy.answer()).body == b"small"
+                held = max(held, sum(each.held_bytes() for each in live.endpoints()[0].connections))
+            assert held < 2 * STREAM_WINDOW
+            await idle.reader.readuntil(b"\r\n\r\n")
+            left = size
+            while left > 0:
+                left -= len(await idle.reader.read(left))
+        assert len(origin.connections) == 1
+
+
+async def test_a_request_the_upstream_does_not_take_stops_its_sender_and_no_other() -> None:
+    goes_on = asyncio.Event()
+    size = 16 << 20
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        if b" /large " in head:
+            await goes_on.wait()
+            left = size
+            while left:
+                left -= len(await reader.read(65536))
+        else:
+            await reader.readexactly(4)
+        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok")
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as app, LiveWorker() as server, LiveWorker() as live:
+        port = outbound(live, inbound(server, app.sockets[0].getsockname()[1]))
+        async with Client(port) as large, Client(port) as small:
+            large.send(post(bytes(size), path="/large"))
+            await until(lambda: any(stream._is_full for stream in streams(live)))
+            for _ in range(20):
+                small.send(post(b"body"))
+                assert (await small.answer()).body == b"ok"
+            assert sum(each.held_bytes() for each in live.endpoints()[0].connections) < size // 4
+            goes_on.set()
+            assert (await large.answer()).body == b"ok"
 
 
 async def test_a_websocket_goes_on_in_extended_connect() -> None:
