@@ -24,11 +24,17 @@ _SBIN = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin"))
 
 
 def hindrance() -> str | None:
-    """Why there can be no such cable here; None: nothing known."""
+    """Why there can be no such cable here; None: there can."""
     if os.geteuid() != 0:
         return "network namespaces need root"
     missing = [name for name in ("ip", "nft") if shutil.which(name, path=_SBIN) is None]
-    return f"{' and '.join(missing)} not installed" if missing else None
+    if missing:
+        return f"{' and '.join(missing)} not installed"
+    try:
+        with Cable(1):
+            return None
+    except BenchError as error:  # a container's root, or a kernel without a part
+        return str(error)
 
 
 class Cable:

@@ -8,10 +8,13 @@ import pytest
 
 from bench import lossy
 
-HINDRANCE = lossy.hindrance()
-pytestmark = pytest.mark.skipif(HINDRANCE is not None, reason=HINDRANCE or "")
-
 SENT = 2000
+
+
+@pytest.fixture(autouse=True)
+def cables_can_be_made() -> None:
+    if (why := lossy.hindrance()) is not None:
+        pytest.skip(why)
 
 
 def namespaces() -> set[str]:
