@@ -334,10 +334,13 @@ class DownstreamH2(Http2Connection, asyncio.Protocol):
             self._rest(self._idle_since)
 
     def held_bytes(self) -> int:
-        """What waits here: answers not taken, bodies without a connection."""
+        """What waits here: answers not taken, bodies without a connection, heads: 110 bytes can mean one of 60 KiB."""
         held: int = self.transport.get_write_buffer_size()
         for stream in self.streams.values():
-            held += stream.queued_bytes + stream.http.waiting_bytes()
+            http = stream.http
+            held += stream.queued_bytes + http.waiting_bytes()
+            if http.is_active:
+                held += 2 * http.head.length
         return held
 
     def shed(self) -> None:

@@ -61,8 +61,9 @@ class Siege:
     """The upstream answers /hold never, /big with 1 MiB, everything else with `ok`; `seen` are the targets of all
     requests but the caller's."""
 
-    def __init__(self, directory: Path, route: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, directory: Path, route: Mapping[str, Any] | None = None, *flags: str) -> None:
         self._directory = directory
+        self._flags = flags
         self._route = route
         self._stack = contextlib.AsyncExitStack()
         self.port = free_port()
@@ -73,7 +74,7 @@ class Siege:
     async def __aenter__(self) -> Self:
         upstream = await self._stack.enter_async_context(RawServer(self._serve))
         publish(self._directory, mesh(self.port, [("127.0.0.1", upstream.port, "")], None, self._route))
-        self.proxy = self._stack.enter_context(ProxyProcess(self._directory, module="meshproxy"))
+        self.proxy = self._stack.enter_context(ProxyProcess(self._directory, *self._flags, module="meshproxy"))
         await started(self.proxy)
         self.worker = self.proxy.children()["mesh-worker-0"]
         return self

@@ -6,14 +6,16 @@ CVE-2016-6581; RFC 9113 §5 to §8 and §10.5; RFC 7541.
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from pathlib import Path
 from time import monotonic
 
 import hyperframe.frame as h2f
 import pytest
 import pytest_asyncio
 
-from tests.faults.traffic import Record
+from tests.faults.traffic import Callers, Record, note, private_mib
 from tests.hostile.siege import Measured, Siege
 from tests.support.http2_client import (
     ACK,
@@ -300,6 +302,45 @@ async def test_fields_of_answered_requests_are_not_kept_by_the_megabyte(
             assert (await client.response(i)).status == 200
     assert measured.upstream_requests == 300
     assert measured.grown_mib < 2
+
+
+async def flood_with_heads(siege: Siege, clients: contextlib.AsyncExitStack) -> float:
+    """Connections with a hundred requests each, until one is refused; MiB of the worker at the highest."""
+    highest = 0.0
+    for _ in range(30):
+        try:
+            client = await clients.enter_async_context(Http2Client(siege.port))
+        except ConnectionError:
+            return highest
+        heads = [block(HOLD) + KEPT + literal(b"b", b"%08x" % 0) + b"\xbe" * 13]
+        heads += [block(HOLD) + literal(b"b", b"%08x" % i) + b"\xbe" * 14 for i in range(1, 100)]
+        client.send(*(headers_frame(2 * i + 1, head) for i, head in enumerate(heads)))
+        await read(client)
+        highest = max(highest, private_mib(siege.worker))
+    return highest
+
+
+async def test_heads_that_the_table_makes_large_are_shed_before_the_memory_is_used_up(
+    tmp_path: Path, record_property: Record
+) -> None:
+    """Requests that nobody answers, of 60 bytes each on the wire and 60 KiB each in the proxy, under 128 MiB."""
+    async with Siege(tmp_path, {"retries": {"attempts": 0}}, "--memory-limit", "128Mi") as siege:
+        async with contextlib.AsyncExitStack() as clients:
+            highest = await flood_with_heads(siege, clients)
+            requests = len(siege.seen)
+        async with Callers(siege.port, rate=50.0, target="/caller") as callers:
+            left = monotonic()
+            await until(lambda: bool(callers.calls) and callers.calls[-1].status == 200)
+            note(
+                record_property,
+                "large_heads",
+                private_mib=highest,
+                upstream_requests=requests,
+                refused=await siege.metric('meshproxy_overload_total{action="refuse_request"}'),
+                reset=await siege.metric('meshproxy_overload_total{action="reset_stream"}'),
+                served_again_s=monotonic() - left,
+            )
+        assert highest < 128
 
 
 # ── frames that carry nothing ──
