@@ -145,6 +145,7 @@ class Http2Stream:
         "send_window",
         "trailers",
         "unacknowledged",
+        "withheld",
     )
 
     id: int
@@ -154,6 +155,9 @@ class Http2Stream:
         self.send_window = send_window
         self.receive_window = STREAM_WINDOW
         self.unacknowledged = 0
+        """Bytes that its own window has not been given back for."""
+        self.withheld = 0
+        """Bytes that the connection's window has not been given back for, because they are held."""
         self.expected = -1
         """Body bytes the content-length still asks for; -1: it says nothing."""
         self.is_ended = False
@@ -411,6 +415,7 @@ class Http2Connection:
                     stream.on_data(body, True)
                     self._acknowledge_connection(length)
                     if stream.is_ended and stream.queue is None and streams.pop(stream_id, None) is not None:
+                        self._give_back(stream)
                         stream.on_closed()
                     continue
                 if not body:
@@ -700,21 +705,31 @@ class Http2Connection:
             self._out.append(frame(WINDOW_UPDATE, 0, 0, unacknowledged.to_bytes(4, "big")))
 
     def _acknowledge(self, stream: Http2Stream, length: int) -> None:
+        """Bytes of a stream have been passed on.
+
+        The connection's window is given back at once: a hundred streams with a little of it each would have it all.
+        An upstream's is even where the stream is held, for a connection's streams are of clients that must not wait
+        for each other. A client's then waits, too: it is what bounds the memory that one client can make us use.
+        """
         stream.unacknowledged += length
-        if not stream.is_held:
+        if stream.is_held:
+            if self._is_client or stream.id not in self.streams:
+                self._acknowledge_connection(length)
+            else:
+                stream.withheld += length
+            return
+        self._acknowledge_connection(length)
+        if stream.unacknowledged >= STREAM_WINDOW // 4:
             self._give_back(stream)
 
     def _give_back(self, stream: Http2Stream) -> None:
         """Window for what the stream has passed on; its own only while it is open."""
+        if stream.withheld:
+            self._acknowledge_connection(stream.withheld)
+            stream.withheld = 0
         length = stream.unacknowledged
-        if not length:
-            return
-        if stream.is_peer_ended or stream.id not in self.streams:
+        if length >= STREAM_WINDOW // 4 and not stream.is_peer_ended and stream.id in self.streams:
             stream.unacknowledged = 0
-            self._acknowledge_connection(length)
-        elif length >= STREAM_WINDOW // 4:
-            stream.unacknowledged = 0
-            self._acknowledge_connection(length)
             stream.receive_window += length
             self._out.append(frame(WINDOW_UPDATE, 0, stream.id, length.to_bytes(4, "big")))
 
@@ -880,6 +895,7 @@ class Http2Connection:
         if not stream.is_peer_ended:
             stream.on_half_closed()
         elif self.streams.pop(stream.id, None) is not None:
+            self._give_back(stream)
             stream.on_closed()
 
     def reset(self, stream_id: int, code: int) -> None:

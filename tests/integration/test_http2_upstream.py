@@ -1,6 +1,7 @@
 """HTTP/2 towards the upstream, through a live worker, with the `h2` library at the other end."""
 
 import asyncio
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -333,3 +334,54 @@ async def test_an_upgrade_that_left_before_settings_came_is_not_sent_for_another
             connection.send(data_frame(1))
             assert (await client.response(3)).status == 200
             assert [dict(fields)[b":path"] for fields in connection.requests.values()] == [b"/stays"]
+
+
+async def test_bodies_of_a_few_frames_give_back_all_of_the_connections_window() -> None:
+    """One after another, ten windows of it, in pieces smaller than those a stream's window is given back in."""
+    async with H2Origin(lambda _: H2Answer(bytes(40_000))) as origin, LiveWorker() as live:
+        async with Client(listen(live, origin)) as client:
+            for _ in range(260):
+                client.send(get())
+                assert len((await client.answer()).body) == 40_000
+        assert len(origin.connections) == 1
+
+
+async def test_many_bodies_at_once_do_not_share_out_the_connections_window_for_ever() -> None:
+    """Each has a little of it, and none as much as a stream's window is given back in."""
+    async with H2Origin(lambda _: None) as origin, LiveWorker() as live, AsyncExitStack() as stack:
+        port = listen(live, origin)
+        clients = [await stack.enter_async_context(Client(port)) for _ in range(100)]
+        for client in clients:
+            client.send(get())
+        await until(lambda: sum(seen.is_whole for seen in origin.requests) == 100)
+        (connection,) = origin.connections
+        for size in range(0, 60_000, 15_000):
+            for seen in origin.requests:
+                if not size:
+                    connection.h2.send_headers(seen.stream_id, [(b":status", b"200")])
+                room = connection.h2.local_flow_control_window(seen.stream_id)
+                if room < 15_000:  # until the proxy gives more
+                    connection.flush()
+                    await until(lambda: connection.h2.local_flow_control_window(seen.stream_id) >= 15_000)  # noqa: B023
+                connection.h2.send_data(seen.stream_id, bytes(15_000), end_stream=size == 45_000)
+        connection.flush()
+        assert [len((await client.answer()).body) for client in clients] == [60_000] * 100
+
+
+async def test_many_answers_nobody_reads_do_not_stop_the_others() -> None:
+    def answer(seen: H2Request) -> H2Answer:
+        return H2Answer(bytes(16 << 20) if seen.header(b":path") == b"/large" else bytes(40_000))
+
+    async with H2Origin(answer) as origin, LiveWorker() as live, AsyncExitStack() as stack:
+        port = listen(live, origin)
+        for _ in range(10):
+            slow = await stack.enter_async_context(Client(port))
+            slow.reader._transport.pause_reading()  # type: ignore[attr-defined]
+            slow.send(get("/large"))
+        await until(lambda: len(origin.requests) == 10)
+        async with Client(port) as other:
+            for _ in range(100):
+                other.send(get("/small"))
+                assert len((await other.answer()).body) == 40_000
+        (connection,) = origin.connections
+        assert all(len(body) > 4 << 20 for body, _ in connection.unsent.values())
