@@ -53,7 +53,8 @@ def outbound_resources(
     """A Sidecar egress listener on 127.0.0.1:port and, per service, its endpoints, policy and routes.
 
     server_account: the endpoints have proxies of that service account (auto-mTLS); response_header: set on every
-    answer, so that a new configuration can be seen from outside; inside: h1 or, by h2UpgradePolicy, h2 upstream.
+    answer, so that a new configuration can be seen from outside; inside: h1 or, by h2UpgradePolicy, h2 upstream, or h3
+    by annotation.
     """
     resources: list[dict[str, Any]] = [
         {
@@ -190,6 +191,8 @@ def _service(
             },
         },
     ]
+    if inside == "h3":
+        resources[-1]["metadata"] = {**metadata, "annotations": {"meshproxy.io/http3": "true"}}
     if inside == "h2":
         resources[-1]["spec"]["trafficPolicy"]["connectionPool"] = {"http": {"h2UpgradePolicy": "UPGRADE"}}
     if protocol not in ("HTTP", "GRPC"):

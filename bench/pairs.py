@@ -9,6 +9,7 @@ from bench.services import ECHO_HOST, LOCAL_ZONE, Place, Service
 ENVOY_H1 = "envoy-pair-h1"
 ENVOY_H2 = "envoy-pair-h2"
 ENVOY_TCP = "envoy-pair-tcp"
+MESH_H3 = "meshproxy-h3"
 CLIENT, SERVER = "client", "server"
 
 
@@ -44,6 +45,7 @@ def mesh_pair(
         mesh.inbound_resources(inner, origin_port, "STRICT", protocol),
         account=SERVER,
         certificates=issued,
+        flags=("--http3", "on") if inside == "h3" else (),
     )
     client = mesh.start(
         workspace,
@@ -52,7 +54,8 @@ def mesh_pair(
         account=CLIENT,
         certificates=issued,
     )
-    return Contender(MESH, Target("127.0.0.1", port, ECHO_HOST), (client.group, server.group))
+    name = MESH_H3 if inside == "h3" else MESH
+    return Contender(name, Target("127.0.0.1", port, ECHO_HOST), (client.group, server.group))
 
 
 def _behind(port: int) -> Service:
@@ -108,7 +111,21 @@ def tcp_pair_c32(settings: Settings, outcome: Outcome) -> None:
     )
 
 
+def h3_pair(settings: Settings, outcome: Outcome) -> None:
+    with Workspace(settings.pinned("split")) as workspace:
+        source = origin.start(workspace)
+        issued = certificates.issue(workspace.path / "certs", (CLIENT, SERVER))
+        pairs = {MESH: "h2", MESH_H3: "h3"}
+        contenders = [
+            mesh_pair(workspace, source.port, issued, "HTTP", inside)
+            for name, inside in pairs.items()
+            if settings.wants(name)
+        ]
+        compare(outcome, settings, contenders, flat_out(32), workspace)
+
+
 CASES = (
+    Case("h3_pair", "HTTP/3 and HTTP/2 inside an mTLS pair, 32 HTTP/1.1 connections in", h3_pair),
     Case("mtls_pair_c32", "HTTP/1.1 through two proxies with mTLS between, 32 connections", pair_c32),
     Case("mtls_pair_c1", "HTTP/1.1 through two proxies with mTLS between, 1 connection: latency", pair_c1),
     Case("mtls_pair_paced", "HTTP/1.1 through two proxies with mTLS between, constant 1,000 req/s", pair_paced),
