@@ -388,6 +388,7 @@ class UpstreamH3:
     def wake(self) -> None:
         if not self._is_waking:
             self._is_waking = True
+            self.quic.acknowledge_now()
             self.endpoint.cluster.state.loop.call_soon(self._flush)
 
     def _flush(self) -> None:

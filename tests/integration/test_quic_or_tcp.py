@@ -12,6 +12,8 @@ import pytest
 from meshproxy.control import messages as m
 from meshproxy.model.cluster import TlsMode, UpstreamTls
 from meshproxy.model.listener import Direction, MtlsMode
+from meshproxy.model.route import RetryPolicy, Route, WeightedCluster
+from meshproxy.upstream import connection_h3
 from meshproxy.upstream.cluster_runtime import EndpointRuntime
 from meshproxy.upstream.transport_choice import BACK_OFF_S, TCP_AFTER_S
 from tests.support.certificates import CLIENT_AUTH, Authority, Leaf
@@ -54,7 +56,7 @@ class Pair:
         where: dict[str, Any] = {"direction": Direction.INBOUND, "mtls": MtlsMode.STRICT, "workload_id": "default/rsu"}
         return self.server.listen_quic(self._inbound, port=port, **where)
 
-    def towards(self, port: int, **fields: Any) -> int:
+    def towards(self, port: int, retries: int = 0, **fields: Any) -> int:
         cluster = self.client.cluster(
             [("127.0.0.1", port)],
             "outbound|80||rsu.example",
@@ -62,7 +64,10 @@ class Pair:
             endpoint={"speaks_mtls": True, "spiffe_ids": (RSU,)},
             **{"offers_http3": True, **fields},
         )
-        return self.client.listen(cluster)
+        retry = RetryPolicy(attempts=retries, on=frozenset({"reset"})) if retries else None
+        return self.client.listen(
+            cluster, routes=(Route(clusters=(WeightedCluster(cluster_key=cluster),), retry=retry),)
+        )
 
     @property
     def endpoint(self) -> EndpointRuntime:
@@ -197,6 +202,17 @@ async def test_a_server_whose_quic_is_gone_without_a_word_is_reached_by_tcp(pair
     await until(lambda: not pair.endpoint.connections)
     assert await ask(port, 10) == [200] * 10
     assert pair.connections() == ["UpstreamH2"]
+
+
+async def test_a_way_that_goes_silent_is_left_for_tcp(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_h3, "SILENCE_S", 0.2)
+    port = pair.towards(udp := pair.listen_quic(pair.listen_tcp()), retries=1)
+    assert await ask(port) == [200]
+    pair.server.worker.listeners[f"127.0.0.1_{udp}_quic"].pause()
+    assert await ask(port, 10) == [200] * 10
+    assert pair.connections() == ["UpstreamH2"]
+    assert pair.endpoint.http3 is not None and not pair.endpoint.http3.may_try(monotonic())
+    assert pair.endpoint.cluster.connections == 1
 
 
 WRONG = {
