@@ -94,6 +94,7 @@ class QuicListener:
         "_heap",
         "_is_any",
         "_is_busy",
+        "_is_closed",
         "_is_draining",
         "_is_receiving",
         "_made_from",
@@ -110,7 +111,14 @@ class QuicListener:
         "runtime",
     )
 
-    def __init__(self, sock: socket.socket, runtime: ListenerRuntime, slot: int = 0) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        runtime: ListenerRuntime,
+        slot: int = 0,
+        predecessor: "QuicListener | None" = None,
+    ) -> None:
+        """predecessor: was closed, on the same socket; its connections are reached through here until they end."""
         sock.setblocking(False)
         self._sock = sock
         self._sockname = sock.getsockname()
@@ -126,10 +134,13 @@ class QuicListener:
         self.runtime = runtime
         self._slot = slot
         self._by_id: dict[bytes, DownstreamH3] = {}
+        if predecessor is not None:
+            predecessor.pause()
+            self._by_id = predecessor._by_id
         self._handshaking: set[DownstreamH3] = set()
         self._dirty: set[DownstreamH3] = set()
         self._is_busy = False
-        self._is_draining = False
+        self._is_draining = self._is_closed = False
         self._context: _Context | None = None
         self._made_from: Any = None
         self._retry = QuicRetryTokenHandler()
@@ -150,11 +161,10 @@ class QuicListener:
             self.runtime.state.loop.remove_reader(self._sock.fileno())
 
     def close(self) -> None:
-        """Receive no more: connections have no other way to their clients, so they end."""
-        for connection in list(self.runtime.connections):
-            connection.close(QuicErrorCode.NO_ERROR if connection.is_pending else 0x100, "listener closed")
-            self._transmit(connection, monotonic())
-        self._close_socket()
+        """Take no new connection. Those that are open stay, and so does the socket: they have no other way out."""
+        self._is_draining = self._is_closed = True
+        if not self.runtime.connections:
+            self._close_socket()
 
     def drain(self) -> None:
         """Take no new connection; those that are told to go are served until they have."""
@@ -174,7 +184,8 @@ class QuicListener:
     def _on_readable(self) -> None:
         receive, receive_message = self._sock.recvfrom, self._sock.recvmsg
         by_id, dirty, is_any, arrival = self._by_id, self._dirty, self._is_any, b""
-        counters = self.runtime.counters
+        runtime = self.runtime
+        counters = runtime.counters
         now = monotonic()
         self._is_busy = True
         try:
@@ -200,7 +211,10 @@ class QuicListener:
                         connection.source = self._source
                         connection.sockname = (_address_of(arrival), self._sockname[1])
                 connection.quic.receive_datagram(data, address, now)
-                dirty.add(connection)
+                if connection.listener is runtime:
+                    dirty.add(connection)
+                else:
+                    connection.wake_up()
         finally:
             self._is_busy = False
         self._flush()
@@ -426,6 +440,8 @@ class QuicListener:
             self._handshaking.discard(connection)
         if connection.is_over:
             self._timers.pop(connection, None)
+            if self._is_closed and not self.runtime.connections:
+                self._close_socket()
         else:
             self._set_timer(connection, quic.get_timer())
 

@@ -71,6 +71,7 @@ class DownstreamH3:
         "_is_going",
         "_last_served",
         "_memo",
+        "_must_go",
         "_ping_at",
         "_refused",
         "_requests",
@@ -126,7 +127,7 @@ class DownstreamH3:
         self._watched: set[DownstreamH3Stream] = set()
         """Streams whose answer waits for the client."""
         self._control_id = -1
-        self._is_going = False
+        self._is_going = self._must_go = False
         self._goodbye_at = NEVER
         self._ping_at = NEVER
         self._last_served = _ALL_STREAMS
@@ -270,7 +271,7 @@ class DownstreamH3:
         quic = self.quic
         self._control_id = quic.get_next_available_stream_id(is_unidirectional=True)
         quic.send_stream_data(self._control_id, b"\x00" + http3.our_settings())
-        if self.listener.state.is_draining:
+        if self._must_go or self.listener.state.is_draining:
             self.drain()
 
     def _on_stream_data(self, stream_id: int, data: bytes, is_end: bool) -> None:
@@ -413,7 +414,10 @@ class DownstreamH3:
 
     def drain(self) -> None:
         """Two GOAWAYs (RFC 9114 §5.2): the first refuses nothing, so that no request that crosses it is lost."""
-        if self._is_going or self.is_closing() or self.peer is None:
+        if self._is_going or self.is_closing():
+            return
+        if self.peer is None:
+            self._must_go = True  # as soon as its handshake is complete
             return
         self._is_going = True
         now = monotonic()

@@ -228,6 +228,7 @@ class Worker:
             problems.append(f"listener {spec.name}: its workload {spec.workload_id} is not known")
             os.close(descriptor)
             return
+        before = self.listeners.get(spec.name)
         self._close_listener(spec.name)
         table = self.tables.get(spec.route_table) if spec.route_table is not None else None
         runtime = ListenerRuntime(spec, table, workload, self.state, self.peers)
@@ -235,7 +236,8 @@ class Worker:
         if spec.is_quic:
             from meshproxy.listener.quic import QuicListener  # 15 MiB that other workers do without
 
-            self.listeners[spec.name] = QuicListener(sock, runtime, self.slot)
+            assert before is None or isinstance(before, QuicListener)
+            self.listeners[spec.name] = QuicListener(sock, runtime, self.slot, before)
         elif spec.protocol is Protocol.UDP:
             self.listeners[spec.name] = UdpListener(sock, runtime)
         else:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,10 @@ async def opened(worker: LiveWorker, tls: ServerTls, upstream_port: int) -> Asyn
 
 def runtime(worker: LiveWorker) -> Any:
     return next(iter(worker.worker.listeners.values())).runtime
+
+
+def connection_of(worker: LiveWorker) -> Any:
+    return next(iter(runtime(worker).connections))
 
 
 async def test_a_request_goes_through_a_gateway_to_an_http1_upstream(worker: LiveWorker, server_tls: ServerTls) -> None:
@@ -265,6 +270,41 @@ async def test_a_drain_serves_what_is_under_way_and_says_goodbye(worker: LiveWor
         assert (await client.answer(first)).body == b"ok"
         assert (await client.answer(crossed)).body == b"ok"
         assert (await client.refusal()).error_code == 0x100
+
+
+async def test_a_listener_that_changes_or_goes_serves_what_is_under_way(
+    worker: LiveWorker, server_tls: ServerTls
+) -> None:
+    go = asyncio.Event()
+
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.readuntil(b"\r\n\r\n"):
+            await go.wait()
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    async with RawServer(slow) as upstream, opened(worker, server_tls, upstream.port) as client:
+        (before,) = worker.worker.listeners.values()
+        spec = before.runtime.listener
+        under_way = client.send(get("/"))
+        await until(lambda: upstream.connections == 1)
+        worker.put(m.PutListener(replace(spec, idle_timeout_s=5.0)), sockets=[before._sock.dup()])
+        async with Http3Client.to(spec.port, AUTHORITY.pem) as other:
+            stream = other.send(get("/"))
+            await until(lambda: upstream.connections == 2)
+            go.set()
+            assert (await client.answer(under_way)).body == b"ok"
+            assert (await client.refusal()).error_code == 0x100
+            assert before._sock.fileno() < 0
+            assert (await other.answer(stream)).body == b"ok"
+            go.clear()
+            last = other.send(get("/"))
+            await until(lambda: len(runtime(worker).connections) == 1 and bool(connection_of(worker).streams))
+            (after,) = worker.worker.listeners.values()
+            worker.put(m.Remove("listener", spec.name))
+            go.set()
+            assert (await other.answer(last)).body == b"ok"
+            assert (await other.refusal()).error_code == 0x100
+            assert after._sock.fileno() < 0
 
 
 # ── back-pressure ──

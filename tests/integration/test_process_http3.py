@@ -137,10 +137,10 @@ async def test_a_proxy_that_ends_serves_what_is_under_way_and_takes_no_new_conne
             await asyncio.to_thread(proxy.wait_for, "ready: ")
             async with Http3Client.to(port, AUTHORITY.pem) as client:
                 stream = client.send(get("/slow"))
-                await until(lambda: upstream.connections == 1 and client.control != b"")
-                settings = client.control
+                await until(lambda: upstream.connections == 1 and client.control_stream != b"")
+                settings = client.control_stream
                 proxy.process.send_signal(signal.SIGTERM)
-                await client.until(lambda: client.control.startswith(settings + b"\x07"))  # GOAWAY
+                await client.until(lambda: client.control_stream.startswith(settings + b"\x07"))  # GOAWAY
                 async with Http3Client.to(port, AUTHORITY.pem) as late:
                     assert (await late.refusal()).error_code == 0x2  # CONNECTION_REFUSED
                 go.set()

@@ -59,7 +59,7 @@ class Http3Client(QuicConnectionProtocol):
         self.answers: dict[int, Answer] = {}
         self.terminated: ConnectionTerminated | None = None
         self.changed = asyncio.Event()
-        self.control = b""
+        self.control_stream = b""
         """What the server says on its control stream: SETTINGS, GOAWAY."""
 
     @classmethod
@@ -85,7 +85,7 @@ class Http3Client(QuicConnectionProtocol):
 
     def quic_event_received(self, event: QuicEvent) -> None:
         if isinstance(event, StreamDataReceived) and event.stream_id == 3:
-            self.control += event.data
+            self.control_stream += event.data
         if isinstance(event, StreamReset):
             answer = self.answers.setdefault(event.stream_id, Answer())
             answer.reset, answer.is_over = event.error_code, True
