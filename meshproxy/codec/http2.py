@@ -79,7 +79,7 @@ PREMATURE_AFTER: Final = 100
 HIGH_WATER_BYTES: Final = 64 * 1024
 LOW_WATER_BYTES: Final = 16 * 1024
 MAX_QUEUED_BYTES: Final = 1024 * 1024
-"""Waiting in all streams of a connection; beyond it none of them takes more, whatever it has itself (CVE-2019-9517)."""
+"""Waiting in all streams of a connection; beyond it none takes more that would have to wait, too (CVE-2019-9517)."""
 
 _NEVER_CLOSED = -1
 _INDEXED_RUN = re.compile(rb"[\x80-\xfe]+").match
@@ -519,6 +519,8 @@ class Http2Connection:
                 raise Http2Error(FLOW_CONTROL_ERROR, "window_overflow")
             if self._blocked:
                 self._pump_all()
+            if self._is_full:
+                self._drain()
             return
         stream = self.streams.get(stream_id)
         if stream is None:
@@ -532,6 +534,8 @@ class Http2Connection:
             self._refuse(stream_id, StreamError(FLOW_CONTROL_ERROR, "window_overflow"))
         elif stream.queue is not None:
             self._pump(stream)
+        elif self._is_full and self._may_send(stream):
+            stream.on_writable(True)
 
     def _read_reset(self, stream_id: int, payload: bytes) -> None:
         if not stream_id:
@@ -578,6 +582,8 @@ class Http2Connection:
         self._answer(b"\x00\x00\x00\x04\x01\x00\x00\x00\x00")
         if self._blocked:
             self._pump_all()  # once, however often the frame changed their windows
+        if self._is_full:
+            self._drain()
         self._on_settings()
 
     def _set(self, key: int, value: int) -> None:
@@ -805,7 +811,8 @@ class Http2Connection:
         if self._queued_bytes > MAX_QUEUED_BYTES and not self._is_full:
             self._is_full = True
             for other in list(self.streams.values()):
-                other.on_writable(False)
+                if not self._may_send(other):
+                    other.on_writable(False)
         elif stream.queued_bytes > (0 if self._is_full else HIGH_WATER_BYTES):
             stream.on_writable(False)
 
@@ -859,17 +866,25 @@ class Http2Connection:
         if out:
             self._wake()
         if self._is_full:
-            self._drain()
+            if self._queued_bytes <= MAX_QUEUED_BYTES // 2:
+                self._drain()
+            elif self._may_send(stream):
+                stream.on_writable(True)
         elif was_high and stream.queued_bytes <= LOW_WATER_BYTES:
             stream.on_writable(True)
 
+    def _may_send(self, stream: Http2Stream) -> bool:
+        """Whether what the stream says next goes out at once: such a stream does not wait for those that made the
+        connection full, for they may wait as long as the peer likes."""
+        return stream.queue is None and stream.send_window > 0 and self._send_window > 0 and not self._is_write_paused
+
     def _drain(self) -> None:
-        """Some of what made the connection full has gone."""
+        """The connection is full, and something has changed: data have gone, or a window was opened."""
         if self._queued_bytes <= MAX_QUEUED_BYTES // 2:
             self._is_full = False
-            for stream in list(self.streams.values()):
-                if stream.queued_bytes <= LOW_WATER_BYTES:
-                    stream.on_writable(True)
+        for stream in list(self.streams.values()):
+            if stream.queued_bytes <= LOW_WATER_BYTES if not self._is_full else self._may_send(stream):
+                stream.on_writable(True)
 
     def _unblock(self, stream_id: int) -> None:
         """What a stream has queued will not go out."""
@@ -961,6 +976,8 @@ class Http2Connection:
         self._answers_bytes = 0
         if self._blocked:
             self._pump_all()
+        if self._is_full:
+            self._drain()
 
 
 def frame(kind: int, flags: int, stream_id: int, payload: bytes) -> bytes:
