@@ -576,6 +576,10 @@ class UpstreamH3:
     def await_settings(self, stream: "UpstreamH3Stream") -> None:
         self._upgrades.append(stream)
 
+    def forget_upgrade(self, stream: "UpstreamH3Stream") -> None:
+        if stream in self._upgrades:
+            self._upgrades.remove(stream)
+
     def _look(self) -> None:
         waiting = self.quic.waiting_bytes
         for stream in list(self._watched):
@@ -676,6 +680,7 @@ class UpstreamH3Stream(ResponseReader):
     def __init__(self, connection: UpstreamH3) -> None:
         super().__init__()
         self.connection = connection
+        self._upgrade = b""
         self._http: Stream | None = None
         """None before send and after release."""
         self.id = -1
@@ -730,8 +735,8 @@ class UpstreamH3Stream(ResponseReader):
     def send_upgrade(self) -> None:
         """Extended CONNECT (RFC 9220): what HTTP/1.1 calls an upgrade. Its key and proof exist in HTTP/1.1 only."""
         connection = self.connection
-        if self._http is None:
-            return
+        if self._http is None or not self._upgrade or self.id >= 0:
+            return  # it left meanwhile, or is another request's by now
         if not connection.allows_tunnels or not connection.has_room():
             self.lose("upstream.http3.no_extended_connect")
             return
@@ -838,6 +843,8 @@ class UpstreamH3Stream(ResponseReader):
                 if not (self.is_ended and self.is_peer_ended):
                     connection.wake()
             self.id = -1
+        elif self._upgrade:
+            connection.forget_upgrade(self)
         connection.stream_over(self)
 
     # ── codec.http3's side ──

@@ -420,8 +420,17 @@ class Worker:
         if not self.stopped.done():
             if self.state.access_log is not None:
                 self.state.access_log.flush()
+            self._leave_quic_upstreams()
             self.channel.send(m.Drained())
             self.stopped.set_result(None)
+
+    def _leave_quic_upstreams(self) -> None:
+        """The kernel ends TCP connections for us; servers would keep those of QUIC until they are idle for too long."""
+        for workload in self.workloads.values():
+            for cluster in workload.clusters.values():
+                for endpoint in cluster.endpoints.values():
+                    if endpoint.http3 is not None:
+                        endpoint.close_idle()
 
 
 _VERDICT_KIND = {

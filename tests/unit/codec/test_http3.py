@@ -2,11 +2,21 @@
 
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from meshproxy.codec import http3
-from meshproxy.codec.http3 import FieldDecoder, Http3Error, RequestReader, encode, frame, number
+from meshproxy.codec.http3 import (
+    FieldDecoder,
+    Http3Error,
+    RequestReader,
+    ResponseReader,
+    ServerStreams,
+    encode,
+    frame,
+    number,
+)
 from meshproxy.codec.http3 import _read_number as read_number
 
 
@@ -111,3 +121,79 @@ def test_any_section_gives_fields_or_an_error_of_the_protocol(block: bytes) -> N
     except Http3Error:
         return
     assert fields is None or isinstance(fields, list)
+
+
+class Server(ServerStreams):
+    def __init__(self) -> None:
+        super().__init__()
+        self.goaways: list[int] = []
+
+    def on_goaway(self, stream_id: int) -> None:
+        self.goaways.append(stream_id)
+
+
+def control(*frames: bytes) -> bytes:
+    return b"\x00" + b"".join(frames)
+
+
+SETTINGS = frame(http3.SETTINGS, b"\x08\x01\x06\x44\x00")
+
+
+def test_what_a_server_says_of_itself_is_read_in_any_pieces() -> None:
+    data = control(SETTINGS, frame(http3.GOAWAY, number(400)), frame(0x21, b"grease"), frame(http3.GOAWAY, number(8)))
+    for size in (1, 3, len(data)):
+        server = Server()
+        for at in range(0, len(data), size):
+            assert server.receive(3, data[at : at + size], False)
+        assert server.settings == {0x8: 1, 0x6: 0x400}
+        assert server.goaways == [400, 8]
+
+
+@pytest.mark.parametrize(
+    ("streams", "code"),
+    [
+        ([control(frame(http3.GOAWAY, b"\x00"))], http3.MISSING_SETTINGS),
+        ([control(SETTINGS, SETTINGS)], http3.FRAME_UNEXPECTED),
+        ([control(frame(http3.SETTINGS, b"\x08\x02"))], http3.SETTINGS_ERROR),
+        ([control(frame(http3.SETTINGS, b"\x02\x00"))], http3.SETTINGS_ERROR),
+        ([control(SETTINGS, frame(http3.GOAWAY, b"\x04"), frame(http3.GOAWAY, b"\x08"))], http3.ID_ERROR),
+        ([control(SETTINGS, frame(http3.GOAWAY, b"\x01"))], http3.ID_ERROR),
+        ([control(SETTINGS, frame(http3.GOAWAY, b"\x04\x00"))], http3.FRAME_ERROR),
+        ([control(SETTINGS, frame(http3.MAX_PUSH_ID, b"\x04"))], http3.FRAME_UNEXPECTED),
+        ([control(SETTINGS, frame(http3.CANCEL_PUSH, b"\x00"))], http3.ID_ERROR),
+        ([control(SETTINGS, frame(http3.HEADERS, b""))], http3.FRAME_UNEXPECTED),
+        ([control(SETTINGS), control(SETTINGS)], http3.STREAM_CREATION_ERROR),
+        ([b"\x01\x00"], http3.ID_ERROR),
+        ([b"\x02\x3f\x01"], http3.ENCODER_STREAM_ERROR),
+        ([b"\x03\x80"], http3.DECODER_STREAM_ERROR),
+    ],
+)
+def test_a_server_that_breaks_the_rules_of_its_own_streams_is_left(streams: list[bytes], code: int) -> None:
+    server = Server()
+    with pytest.raises(Http3Error) as caught:
+        for index, data in enumerate(streams):
+            server.receive(3 + 4 * index, data, False)
+    assert caught.value.code == code
+
+
+def test_interim_heads_may_come_before_the_head_and_trailers_after_it() -> None:
+    class Response(ResponseReader):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: list[bytes] = []
+
+        def on_headers(self, block: bytes, is_end: bool) -> None:
+            self.seen.append(block)
+            if block.startswith(b"1"):
+                self.was_informational()
+
+        def on_data(self, data: bytes, is_end: bool) -> None:
+            self.seen.append(data)
+
+    reader = Response()
+    heads = (b"103", b"103", b"200")
+    reader.receive(b"".join(frame(http3.HEADERS, head) for head in heads) + frame(http3.DATA, b"body"), False)
+    reader.receive(frame(http3.HEADERS, b"trailers"), True)
+    assert reader.seen == [*heads, b"body", b"trailers"]
+    with pytest.raises(Http3Error):
+        Response().receive(frame(http3.HEADERS, b"103") + frame(http3.DATA, b"body"), False)
