@@ -197,6 +197,10 @@ class Connection(QuicConnection):
         return [] if own is None else [own, *self.tls._peer_certificate_chain]
 
 
+_EPOCHS: dict[frozenset[Epoch], frozenset[Epoch]] = {}
+"""Each set of epochs once, for all connections."""
+
+
 class ServerConnection(Connection):
     def __init__(
         self,
@@ -239,6 +243,12 @@ class ServerConnection(Connection):
     def forget_handshake(self) -> None:
         """Once it is complete: aioquic keeps three buffers of 16 KiB for the messages of a handshake, filled or not."""
         self._crypto_buffers = {epoch: Buffer(capacity=LEFT_FOR_HANDSHAKE_BYTES) for epoch in self._crypto_buffers}
+        # A frame's handler stands with the set of epochs that may bring it, 33 sets of four contents: 7 KiB.
+        handlers = self._QuicConnection__frame_handlers  # type: ignore[attr-defined]
+        pairs: dict[Any, Any] = {}
+        for frame_type, (handler, epochs) in handlers.items():
+            pair = (handler, _EPOCHS.setdefault(epochs, epochs))
+            handlers[frame_type] = pairs.setdefault(pair, pair)
 
     @property
     def is_begun(self) -> bool:
