@@ -204,6 +204,50 @@ async def test_a_server_whose_quic_is_gone_without_a_word_is_reached_by_tcp(pair
     assert pair.connections() == ["UpstreamH2"]
 
 
+async def test_a_server_that_drains_loses_no_request(pair: Pair) -> None:
+    port = pair.towards(udp := pair.listen_quic(pair.listen_tcp()))
+    ends = asyncio.Event()
+
+    async def keep_asking() -> list[int]:
+        statuses = []
+        async with Client(port) as client:
+            while not ends.is_set():
+                client.send(get())
+                statuses.append((await client.answer()).status)
+        return statuses
+
+    asking = [asyncio.create_task(keep_asking()) for _ in range(8)]
+    await until(lambda: len(pair.origin.requests) > 50)
+    assert pair.connections() == ["UpstreamH3"]
+    pair.server.worker.listeners[f"127.0.0.1_{udp}_quic"].drain()
+    await until(lambda: pair.connections() == ["UpstreamH2"])
+    served = len(pair.origin.requests)
+    await until(lambda: len(pair.origin.requests) > served + 50)
+    ends.set()
+    statuses = [status for each in await asyncio.gather(*asking) for status in each]
+    assert set(statuses) == {200}
+    assert len(statuses) == len(pair.origin.requests)
+
+
+async def test_removed_endpoints_close_their_quic_connections(pair: Pair) -> None:
+    port = pair.towards(pair.listen_quic(pair.listen_tcp()))
+    assert await ask(port) == [200]
+    (listener,) = [each for name, each in pair.server.worker.listeners.items() if name.endswith("_quic")]
+    assert len(listener.runtime.connections) == 1
+    pair.towards(pair.listen_tcp())  # the cluster has another endpoint now
+    await until(lambda: not listener.runtime.connections)
+    assert pair.client.open_upstreams() == 0
+
+
+async def test_a_worker_that_ends_closes_its_quic_connections(pair: Pair) -> None:
+    port = pair.towards(pair.listen_quic(pair.listen_tcp()))
+    assert await ask(port) == [200]
+    (listener,) = [each for name, each in pair.server.worker.listeners.items() if name.endswith("_quic")]
+    pair.client.worker.on_message(m.Drain(deadline_s=0.0, exits=True), None)
+    await asyncio.wait_for(asyncio.shield(pair.client.worker.stopped), 5.0)
+    await until(lambda: not listener.runtime.connections)
+
+
 async def test_a_way_that_goes_silent_is_left_for_tcp(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection_h3, "SILENCE_S", 0.2)
     port = pair.towards(udp := pair.listen_quic(pair.listen_tcp()), retries=1)
