@@ -94,6 +94,8 @@ _CLUSTER_HELP = {
     "upstream_rq_retry_limit_exceeded": "Requests that used up their retries (flag URX).",
     "upstream_cx_total": "Connections opened or being opened.",
     "upstream_cx_active": "Connections open.",
+    "upstream_cx_http3_total": "Connections opened to the cluster that speak HTTP/3.",
+    "upstream_http3_broken": "Times an endpoint was left to TCP for a while, as QUIC did not get through.",
     "upstream_cx_connect_fail": "Connections that could not be opened.",
     "upstream_cx_connect_timeout": "Connections that ran into the connect timeout.",
     "upstream_cx_overflow": "Times the connection limit was reached.",

@@ -259,6 +259,8 @@ class ClusterCounters:
     upstream_rq_retry_limit_exceeded: int = 0
     upstream_cx_total: int = 0
     upstream_cx_active: int = 0
+    upstream_cx_http3_total: int = 0
+    upstream_http3_broken: int = 0
     upstream_cx_connect_fail: int = 0
     upstream_cx_connect_timeout: int = 0
     upstream_cx_overflow: int = 0

@@ -213,6 +213,7 @@ class PendingConnect:
                 assert tcp is not None, "there is no answer without one of the two"
                 connection = tcp.result()
                 tries.failed(monotonic())
+                endpoint.cluster.counters.upstream_http3_broken += 1
                 return connection
             tries.worked()
             await self._drop(tcp)
@@ -335,6 +336,7 @@ async def _probe(endpoint: "EndpointRuntime", tries: QuicTries) -> None:
             connection = await connect(endpoint, tries)
     except (OSError, ConfigError):
         tries.failed(monotonic())
+        cluster.counters.upstream_http3_broken += 1
         return
     finally:
         tries.probe = None

@@ -264,7 +264,9 @@ class UpstreamH3:
         endpoint.connections.add(self)
         endpoint.shared.append(self)
         endpoint.cluster.state.timed.add(self)
-        endpoint.cluster.counters.upstream_cx_active += 1
+        counters = endpoint.cluster.counters
+        counters.upstream_cx_active += 1
+        counters.upstream_cx_http3_total += 1
 
     def has_room(self) -> bool:
         spec = self.endpoint.cluster.cluster
@@ -438,6 +440,7 @@ class UpstreamH3:
         elif self.is_open and now - self._silent_since >= SILENCE_S:
             if self.endpoint.http3 is not None:
                 self.endpoint.http3.failed(now)
+                self.endpoint.cluster.counters.upstream_http3_broken += 1
             self.over("connection_termination", TimeoutError("no answer"))
             return
         self._settle(now)

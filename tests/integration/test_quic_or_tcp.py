@@ -108,6 +108,8 @@ async def test_quic_is_taken_where_both_are_there(pair: Pair) -> None:
     assert await ask(port, 20) == [200] * 20
     assert pair.connections() == ["UpstreamH3"]
     assert pair.endpoint.http3 is not None and pair.endpoint.http3.may_try(monotonic())
+    counters = pair.endpoint.cluster.counters
+    assert (counters.upstream_cx_total, counters.upstream_cx_http3_total, counters.upstream_http3_broken) == (1, 1, 0)
 
 
 async def test_without_the_annotation_there_is_no_quic(pair: Pair) -> None:
@@ -123,7 +125,9 @@ async def test_a_closed_udp_port_costs_no_request_and_no_wait(pair: Pair) -> Non
     assert monotonic() - begun < TCP_AFTER_S + 0.5
     assert pair.connections() == ["UpstreamH2"]
     assert len(pair.origin.requests) == 50
-    assert pair.endpoint.cluster.counters.upstream_cx_connect_fail == 0
+    counters = pair.endpoint.cluster.counters
+    assert (counters.upstream_cx_total, counters.upstream_cx_http3_total, counters.upstream_http3_broken) == (1, 0, 1)
+    assert counters.upstream_cx_connect_fail == 0
 
 
 async def test_datagrams_that_vanish_cost_one_head_start_once(pair: Pair) -> None:
