@@ -60,6 +60,7 @@ class _Gone:
 
     deadline = NEVER
     transport = None
+    is_blocked = False
 
     def __getattr__(self, name: str) -> Any:
         return _ignore
@@ -92,6 +93,9 @@ class DownstreamConnection(asyncio.Protocol):
         "stream",
         "transport",
     )
+
+    is_blocked = False
+    """One answer at a time: what waits of it is known to its upstream connection."""
 
     def __init__(self, listener: ListenerRuntime, peer: PeerContext | None) -> None:
         """peer: None where TLS will tell it (connection_made asks the listener who it is)."""

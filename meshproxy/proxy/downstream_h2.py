@@ -472,6 +472,11 @@ class DownstreamStream(Http2Stream):
         if self._is_done:
             self._end_early()
 
+    @property
+    def is_blocked(self) -> bool:
+        connection = self.connection
+        return connection._is_full and not connection._may_send(self)
+
     def on_writable(self, is_writable: bool) -> None:
         upstream = self.http.connection
         if upstream is None:
@@ -628,6 +633,7 @@ class _Gone:
     deadline = NEVER
     transport = None
     protocol = "HTTP/2"
+    is_blocked = False
 
     def __getattr__(self, name: str) -> Any:
         return _ignore

@@ -520,6 +520,8 @@ class DownstreamH3Stream(RequestReader):
         "untaken",
     )
 
+    is_blocked = False
+
     def __init__(self, connection: DownstreamH3) -> None:
         super().__init__()
         assert connection.peer is not None, "no stream before the client is verified"
@@ -806,6 +808,7 @@ class _Gone:
     deadline = NEVER
     transport = None
     protocol = "HTTP/3"
+    is_blocked = False
 
     def __getattr__(self, name: str) -> Any:
         return _ignore

@@ -49,6 +49,10 @@ class Downstream(Protocol):
     def protocol(self) -> str:
         """`HTTP/1.1`, as the access log says it."""
 
+    @property
+    def is_blocked(self) -> bool:
+        """The first of an answer would wait already: too much does, and it could not be sent either."""
+
     def send_response(self, head: ResponseHead, extra: bytes, body: bytes, is_complete: bool) -> None: ...
     def send_local_reply(self, reply: LocalReply, extra: bytes) -> None: ...
     def send_informational(self, head: ResponseHead) -> None: ...
@@ -267,6 +271,8 @@ class HttpStream:
         connection.send(self, head, path, block, suffix)
         if body or (self.is_request_complete and head.body != NO_BODY):
             connection.send_body(body, self.is_request_complete, self.request_trailers)
+        if self.down.is_blocked:
+            connection.pause_reading()
 
     def _request_head(self, head: RequestHead) -> tuple[bytes, bytes, bytes]:
         """(path, block, suffix): the field lines to send are block + suffix; framing is the connection's."""
