@@ -369,10 +369,10 @@ def encode(fields: Fields) -> bytes:
 
 
 class FieldDecoder:
-    __slots__ = ("_decoder",)
+    """Reads field sections; without a dynamic table one ls-qpack decoder (4 KiB) serves all connections."""
 
-    def __init__(self) -> None:
-        self._decoder = pylsqpack.Decoder(0, 0)
+    __slots__ = ()
+    _decoder = pylsqpack.Decoder(0, 0)
 
     def decode(self, block: bytes) -> Fields | None:
         """The list; None where it is longer than MAX_BLOCK_BYTES. Http3Error where the block is not QPACK."""
