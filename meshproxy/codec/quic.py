@@ -31,7 +31,7 @@ STREAM_WINDOW: Final = 128 * 1024
 CONNECTION_WINDOW: Final = 512 * 1024
 """Of a connection, received in whatever order and not taken yet: bounds what can be made to wait for a gap."""
 MAX_STREAMS: Final = 100
-MAX_CLIENT_STREAMS: Final = 16
+MAX_PEER_STREAMS: Final = 16
 """Unidirectional ones: three have a use."""
 PACING_GRAIN_S: Final = 0.002
 LEFT_FOR_HANDSHAKE_BYTES: Final = 512
@@ -223,7 +223,7 @@ class ServerConnection(Connection):
         first.stateless_reset_token = ids.reset_token(first.cid)
         self.host_cid = self._local_initial_source_connection_id = first.cid
         self._local_max_streams_bidi = Limit(QuicFrameType.MAX_STREAMS_BIDI, "max_streams_bidi", MAX_STREAMS)
-        self._local_max_streams_uni = Limit(QuicFrameType.MAX_STREAMS_UNI, "max_streams_uni", MAX_CLIENT_STREAMS)
+        self._local_max_streams_uni = Limit(QuicFrameType.MAX_STREAMS_UNI, "max_streams_uni", MAX_PEER_STREAMS)
 
     # ── overrides of aioquic's ──
 
@@ -263,6 +263,12 @@ class ServerConnection(Connection):
 
 class ClientConnection(Connection):
     """A connection of ours to a server, whose identity is for us to check: aioquic is told to let any chain pass."""
+
+    def __init__(self, *, configuration: QuicConfiguration) -> None:
+        super().__init__(configuration=configuration)
+        # HTTP/3 gives a server no use for streams both ways (RFC 9114 §6.1).
+        self._local_max_streams_bidi = Limit(QuicFrameType.MAX_STREAMS_BIDI, "max_streams_bidi", 0)
+        self._local_max_streams_uni = Limit(QuicFrameType.MAX_STREAMS_UNI, "max_streams_uni", MAX_PEER_STREAMS)
 
     @property
     def streams_left(self) -> int:

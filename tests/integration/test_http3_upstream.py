@@ -240,6 +240,23 @@ async def test_a_broken_connection_ends_and_the_next_request_has_another(name: s
         assert len(origin.connections) == 2
 
 
+@pytest.mark.parametrize(("first", "more"), [(1, 1), (15, 20)], ids=["both ways", "one way"])
+async def test_a_server_that_opens_streams_nobody_wants_is_left(first: int, more: int) -> None:
+    def open_streams(seen: H3Request) -> None:
+        quic = seen.connection._quic
+        for stream_id in range(first, first + 4 * more, 4):
+            quic._remote_max_streams_bidi = quic._remote_max_streams_uni = 1000
+            quic.send_stream_data(stream_id, b"\x40")
+        seen.connection.transmit()
+
+    async with H3Origin(SERVER, open_streams) as origin, LiveWorker() as live:
+        async with Client(to(live, origin)) as client:
+            client.send(get())
+            assert (await client.answer()).status == 503
+            await until(lambda: origin.connections[0].terminated is not None)
+            assert origin.connections[0].terminated.error_code == 0x4  # STREAM_LIMIT_ERROR
+
+
 async def test_a_request_that_is_given_up_is_cancelled_and_the_connection_goes_on() -> None:
     async with H3Origin(SERVER, lambda _: None) as origin, LiveWorker() as live:
         port = to(live, origin)
