@@ -203,7 +203,8 @@ class PendingConnect:
         tcp: asyncio.Task[Any] | None = None
         is_chosen = False
         try:
-            await asyncio.wait((quic,), timeout=TCP_AFTER_S)
+            # The connect timeout is for both: TCP needs its share of a short one.
+            await asyncio.wait((quic,), timeout=min(TCP_AFTER_S, endpoint.cluster.cluster.connect_timeout_s / 2))
             if not _has_worked(quic):
                 tcp = loop.create_task(self._open_tcp())
                 await asyncio.wait((quic, tcp), return_when=asyncio.FIRST_COMPLETED)

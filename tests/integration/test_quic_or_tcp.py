@@ -149,6 +149,12 @@ async def test_datagrams_that_vanish_cost_one_head_start_once(pair: Pair) -> Non
     assert pair.endpoint.cluster.connections == 1
 
 
+async def test_a_connect_timeout_shorter_than_the_head_start_leaves_time_for_tcp(pair: Pair) -> None:
+    port = pair.towards(tcp := pair.listen_tcp(), connect_timeout_s=0.25)
+    with black_hole(tcp):
+        assert await ask(port, 10) == [200] * 10
+
+
 async def test_quic_takes_over_when_the_back_off_has_passed_and_it_gets_through(pair: Pair) -> None:
     port = pair.towards(tcp := pair.listen_tcp())
     assert await ask(port) == [200]
