@@ -39,7 +39,7 @@ from meshproxy.codec.quic import CONNECTION_WINDOW, ID_BYTES, STREAM_WINDOW, Con
 from meshproxy.errors import ConfigError
 from meshproxy.listener.udp import IP_PKTINFO, answering
 from meshproxy.model.listener import ServerTlsMode
-from meshproxy.proxy.downstream_h3 import DownstreamH3
+from meshproxy.proxy.downstream_h3 import DownstreamH3, idle_timeout_s
 from meshproxy.proxy.listener_runtime import ListenerRuntime, PeerContext
 from meshproxy.tls.quic import ClientVerifier, configuration, read_files
 from meshproxy.tls.verify import IdentityRefused
@@ -373,8 +373,10 @@ class QuicListener:
                 assert tls is not None
                 chain_pem, key_pem, roots_pem = read_files(tls)
             asks = is_mesh or (tls is not None and tls.mode is ServerTlsMode.MUTUAL)
+            made = configuration(chain_pem, key_pem, stream_window=STREAM_WINDOW, connection_window=CONNECTION_WINDOW)
+            made.idle_timeout = idle_timeout_s(runtime.listener)
             self._context = _Context(
-                configuration(chain_pem, key_pem, stream_window=STREAM_WINDOW, connection_window=CONNECTION_WINDOW),
+                made,
                 ClientVerifier(roots_pem) if asks else None,
                 ConnectionIds(self._slot, key_pem),
             )

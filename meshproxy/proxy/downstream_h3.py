@@ -20,6 +20,7 @@ from meshproxy.codec.http2_fields import from_block, from_trailers, request_head
 from meshproxy.codec.http3 import ClientStreams, FieldDecoder, Http3Error, RequestReader
 from meshproxy.codec.quic import ServerConnection
 from meshproxy.errors import RemoteProtocolError
+from meshproxy.model.listener import Listener
 from meshproxy.model.response_flag import ResponseFlag
 from meshproxy.proxy.http_stream import HttpStream
 from meshproxy.proxy.listener_runtime import ListenerRuntime, PeerContext
@@ -32,8 +33,8 @@ HEADERS_TIMEOUT_S = 10.0
 FLUSH_TIMEOUT_S = 300.0
 GOODBYE_S = 1.0
 """Between the two GOAWAYs of a drain: what crosses the first is served."""
-KEEP_ALIVE_S = 20.0
-"""Between PINGs while a request is under way, so that a slow upstream does not make the connection look idle."""
+MAX_IDLE_S = 60.0
+"""However long a listener lets a connection rest: NATs forget UDP long before TCP, and a new one costs 5 ms."""
 HIGH_WATER_BYTES = 64 * 1024
 """Of an answer that waits to be sent, of one stream."""
 LOW_WATER_BYTES = 16 * 1024
@@ -256,7 +257,8 @@ class DownstreamH3:
             self.deadline = self._handshake_due
             return
         if self.streams and self._ping_at is NEVER:
-            self._ping_at = now + KEEP_ALIVE_S
+            # A slow upstream must not make the connection look idle.
+            self._ping_at = now + idle_timeout_s(self.listener.listener) / 3
         self.deadline = min(self._goodbye_at, self._ping_at)
 
     # ── events ──
@@ -314,6 +316,8 @@ class DownstreamH3:
         stream = self._free.pop() if self._free else DownstreamH3Stream(self)
         stream.open(stream_id, self.now)
         self.streams[stream_id] = stream
+        if self._ping_at is NEVER:
+            self._set_deadline(self.now)
         self._requests += 1
         return stream
 
@@ -468,6 +472,10 @@ class DownstreamH3:
     def shed(self) -> None:
         """Memory runs out: the whole connection goes, with all that waits in it."""
         self.abort()
+
+
+def idle_timeout_s(listener: Listener) -> float:
+    return min(MAX_IDLE_S, listener.idle_timeout_s or MAX_IDLE_S)
 
 
 def response_section(head: ResponseHead, status: int, extra: bytes) -> bytes:

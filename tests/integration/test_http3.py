@@ -307,6 +307,27 @@ async def test_a_listener_that_changes_or_goes_serves_what_is_under_way(
             assert after._sock.fileno() < 0
 
 
+async def test_a_connection_on_which_nothing_moves_is_closed_and_one_that_waits_for_an_answer_is_not(
+    worker: LiveWorker, server_tls: ServerTls
+) -> None:
+    go = asyncio.Event()
+
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.readuntil(b"\r\n\r\n"):
+            await go.wait()
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    async with RawServer(slow) as upstream:
+        port = worker.listen_quic(worker.cluster([("127.0.0.1", upstream.port)]), tls=server_tls, idle_timeout_s=1.0)
+        async with Http3Client.to(port, AUTHORITY.pem) as idle, Http3Client.to(port, AUTHORITY.pem) as waiting:
+            stream = waiting.send(get("/"))
+            await idle.until(lambda: idle.control_stream)
+            assert (await idle.refusal()).reason_phrase == "Idle timeout"
+            await until(lambda: runtime(worker).counters.downstream_cx_idle_timeout == 1)
+            go.set()
+            assert (await waiting.answer(stream)).body == b"ok"
+
+
 # ── back-pressure ──
 
 
