@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import socket
 from collections.abc import Iterator
 from time import monotonic
@@ -18,6 +19,7 @@ from meshproxy.upstream.cluster_runtime import EndpointRuntime
 from meshproxy.upstream.transport_choice import BACK_OFF_S, TCP_AFTER_S
 from tests.support.certificates import CLIENT_AUTH, Authority, Leaf
 from tests.support.client import Client, get
+from tests.support.http2_client import Http2Client, headers_frame, request, rst_frame
 from tests.support.live_worker import LiveWorker, until
 from tests.support.origin import Origin
 
@@ -153,6 +155,25 @@ async def test_a_connect_timeout_shorter_than_the_head_start_leaves_time_for_tcp
     port = pair.towards(tcp := pair.listen_tcp(), connect_timeout_s=0.25)
     with black_hole(tcp):
         assert await ask(port, 10) == [200] * 10
+
+
+async def test_who_leaves_during_the_race_leaves_nothing_behind(pair: Pair) -> None:
+    port = pair.towards(tcp := pair.listen_tcp())
+    before, files = len(asyncio.all_tasks()), len(os.listdir("/proc/self/fd"))
+    with black_hole(tcp):
+        for turns in (0, 1, 2, 5):
+            async with Http2Client(port, acks=True) as client:
+                await client.handshake()
+                client.send(headers_frame(1, request("/")))
+                await until(lambda: bool(pair.client.endpoints() and pair.endpoint.cluster.connecting))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                client.send(rst_frame(1))
+                await until(lambda: pair.endpoint.cluster.connections == 0)
+    assert not pair.endpoint.connections
+    assert pair.origin.requests == []
+    await until(lambda: len(asyncio.all_tasks()) <= before and len(os.listdir("/proc/self/fd")) <= files)
+    assert await ask(port) == [200]
 
 
 async def test_quic_takes_over_when_the_back_off_has_passed_and_it_gets_through(pair: Pair) -> None:
