@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 MAX_FREE = 32
 MAX_KNOWN = 256
+MAX_KNOWN_BYTES = 2048
+"""Of a head that is remembered: few short blocks can mean many bytes."""
 SETTINGS_TIMEOUT_S = 10.0
 PROBE_S = 1.0
 """How long a connection on which nothing was heard during a whole request may take to answer a PING."""
@@ -301,7 +303,7 @@ class UpstreamH2(Http2Connection, asyncio.Protocol):
                 head = response_head(fields, stream.is_head_request, is_end)
             except RemoteProtocolError:
                 raise StreamError(http2.PROTOCOL_ERROR, "headers_too_large") from None
-            if http2.changes_no_table(block):
+            if head.length <= MAX_KNOWN_BYTES and http2.changes_no_table(block):
                 if len(self._memo) >= MAX_KNOWN:
                     self._memo.clear()
                 self._memo[key] = head
@@ -391,7 +393,7 @@ class UpstreamH2(Http2Connection, asyncio.Protocol):
                     *(line for line in lines if line[0] != b"host"),
                 ]
             )
-            if http2.changes_no_table(encoded):
+            if len(path) + len(block) <= MAX_KNOWN_BYTES and http2.changes_no_table(encoded):
                 if len(self._encoded) >= MAX_KNOWN:
                     self._encoded.clear()
                 self._encoded[key] = encoded
