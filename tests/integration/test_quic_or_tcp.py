@@ -5,6 +5,7 @@ import contextlib
 import os
 import socket
 from collections.abc import Iterator
+from random import Random
 from time import monotonic
 from typing import Any
 
@@ -18,7 +19,7 @@ from meshproxy.upstream import connection_h3
 from meshproxy.upstream.cluster_runtime import EndpointRuntime
 from meshproxy.upstream.transport_choice import BACK_OFF_S, TCP_AFTER_S
 from tests.support.certificates import CLIENT_AUTH, Authority, Leaf
-from tests.support.client import Client, get
+from tests.support.client import Client, get, post
 from tests.support.http2_client import Http2Client, headers_frame, request, rst_frame
 from tests.support.live_worker import LiveWorker, until
 from tests.support.origin import Origin
@@ -155,6 +156,56 @@ async def test_a_connect_timeout_shorter_than_the_head_start_leaves_time_for_tcp
     port = pair.towards(tcp := pair.listen_tcp(), connect_timeout_s=0.25)
     with black_hole(tcp):
         assert await ask(port, 10) == [200] * 10
+
+
+class BadCable(asyncio.DatagramProtocol):
+    """Between a client and a server: of a hundred datagrams three are lost, three late, three come twice."""
+
+    def __init__(self, server_port: int) -> None:
+        self._server = ("127.0.0.1", server_port)
+        self._client: Any = None
+        self._chance = Random(7)
+        self.lost = 0
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+
+    def datagram_received(self, data: bytes, address: Any) -> None:
+        if address != self._server:
+            self._client = address
+        to = self._client if address == self._server else self._server
+        fate = self._chance.random()
+        if fate < 0.03:
+            self.lost += 1
+        elif fate < 0.06:
+            asyncio.get_running_loop().call_later(0.005, self._transport.sendto, data, to)
+        else:
+            self._transport.sendto(data, to)
+            if fate < 0.09:
+                self._transport.sendto(data, to)
+
+
+async def test_nothing_is_lost_where_datagrams_are(pair: Pair) -> None:
+    body = bytes(range(256)) * 256
+    pair.origin.answer = lambda seen: b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(seen.body) + seen.body
+    loop = asyncio.get_running_loop()
+    server = pair.listen_quic()
+    cable, relay = await loop.create_datagram_endpoint(lambda: BadCable(server), local_addr=("127.0.0.1", 0))
+    try:
+        port = pair.towards(cable.get_extra_info("sockname")[1])
+
+        async def one(number: int) -> None:
+            async with Client(port) as client:
+                for _ in range(4):
+                    client.send(post(body, f"X-Number: {number}"))
+                    answer = await client.answer()
+                    assert (answer.status, answer.body) == (200, body)
+
+        await asyncio.gather(*(one(number) for number in range(8)))
+        assert relay.lost > 10
+        assert pair.connections() == ["UpstreamH3"]
+    finally:
+        cable.close()
 
 
 async def test_who_leaves_during_the_race_leaves_nothing_behind(pair: Pair) -> None:
