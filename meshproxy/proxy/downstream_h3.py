@@ -22,6 +22,7 @@ from meshproxy.codec.quic import ServerConnection
 from meshproxy.errors import RemoteProtocolError
 from meshproxy.model.listener import Listener
 from meshproxy.model.response_flag import ResponseFlag
+from meshproxy.proxy.grpc import GrpcStream
 from meshproxy.proxy.http_stream import HttpStream
 from meshproxy.proxy.listener_runtime import ListenerRuntime, PeerContext
 from meshproxy.proxy.local_reply import LocalReply, protocol_error
@@ -466,7 +467,7 @@ class DownstreamH3:
 
     def held_bytes(self) -> int:
         """What waits here: answers not taken, bodies without a connection."""
-        bodies = sum(stream.http.waiting_bytes() + stream.untaken for stream in self.streams.values())
+        bodies = sum(stream.http.waiting_bytes() + len(stream._early) for stream in self.streams.values())
         return self.get_write_buffer_size() + bodies
 
     def shed(self) -> None:
@@ -511,6 +512,7 @@ class DownstreamH3Stream(RequestReader):
         "_has_head",
         "_is_done",
         "_is_head_request",
+        "_peer",
         "_waiting",
         "connection",
         "deadline",
@@ -538,7 +540,8 @@ class DownstreamH3Stream(RequestReader):
         self.protocol = "HTTP/3"
         self.deadline = NEVER
         self.id = -1
-        self.http = HttpStream(self, connection.listener, connection.peer)
+        self._peer = connection.peer
+        self.http: HttpStream = HttpStream(self, connection.listener, connection.peer)
 
     def open(self, stream_id: int, now: float) -> None:
         self.restart()
@@ -549,7 +552,7 @@ class DownstreamH3Stream(RequestReader):
         """Of the body, as content-length says; -1: unknown."""
         self.is_peer_ended = self.is_ended = self.is_held = self.is_full = self.is_flushing = self.is_deaf = False
         self._has_head = self._is_done = self._is_head_request = False
-        self._early = b""
+        self._early = bytearray()
         self._waiting: RequestHead | None = None
         self.deadline = now + HEADERS_TIMEOUT_S
         self.connection.listener.state.timed.add(self)
@@ -580,6 +583,9 @@ class DownstreamH3Stream(RequestReader):
             return
         self.deadline = NEVER
         self._is_head_request = head.method == b"HEAD"
+        if head.grpc and not self.http.knows_grpc:
+            self.http.down = _GONE
+            self.http = GrpcStream(self, connection.listener, self._peer)
         if head.body > 0:
             self.expected = head.body
         elif head.body == NO_BODY and not is_end and not head.upgrade and head.method != b"CONNECT":
@@ -612,7 +618,9 @@ class DownstreamH3Stream(RequestReader):
                 self._end(b"")
         elif http.is_active:
             if http.head.upgrade and not http.is_tunnel:
-                self._early += data  # a tunnel that the upstream has not opened yet
+                # A tunnel that the upstream has not opened yet: no more than the window.
+                self._early += data
+                self.is_held = True
             elif http.is_tunnel:
                 http.send_tunnel(data)
                 if is_end:
@@ -779,7 +787,9 @@ class DownstreamH3Stream(RequestReader):
             self.connection.wake_up()
 
     def take_early_tunnel_data(self) -> bytes:
-        early, self._early = self._early, b""
+        early = bytes(self._early)
+        self._early.clear()
+        self.resume_body()
         return early
 
     def stream_done(self, now: float) -> None:

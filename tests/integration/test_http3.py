@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from aioquic.quic.connection import QuicConnection
 
+from meshproxy.codec.http3 import frame
 from meshproxy.codec.quic import STREAM_WINDOW
 from meshproxy.control import messages as m
 from meshproxy.listener.quic import BATCH
@@ -190,6 +191,39 @@ async def test_a_listener_of_all_addresses_answers_from_the_one_that_was_asked(
             assert (await client.request(get("/"))).body == b"ok"
             connection = next(iter(runtime(worker).connections))
             assert connection.get_extra_info("sockname") == (host, port)
+
+
+async def test_what_is_sent_into_a_tunnel_that_does_not_open_waits_in_its_window(
+    worker: LiveWorker, server_tls: ServerTls
+) -> None:
+    go = asyncio.Event()
+    received = bytearray()
+    size = 2 * 1024 * 1024
+
+    async def late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        await go.wait()
+        writer.write(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n")
+        while len(received) < size:
+            received.extend(await reader.read(65536))
+
+    async with RawServer(late) as upstream, opened(worker, server_tls, upstream.port) as client:
+        stream = client.send([(b":method", b"CONNECT"), (b":protocol", b"websocket"), *get("/")[1:]], ends=False)
+        client._quic.send_stream_data(stream, frame(0, b"z" * size))
+        client.transmit()
+        await until(lambda: upstream.connections == 1)
+        quic = connection_of(worker).quic
+        await stands_still([0], lambda: quic._local_max_data.used)
+        assert 0 < quic._local_max_data.used < 2 * STREAM_WINDOW
+        go.set()
+        await until(lambda: len(received) == size, 20)
+
+
+async def test_what_the_proxy_answers_to_grpc_is_grpc(worker: LiveWorker, server_tls: ServerTls) -> None:
+    port = worker.listen_quic("outbound|80||gone.example", tls=server_tls)
+    async with Http3Client.to(port, AUTHORITY.pem) as client:
+        answer = await client.request(get("/a.S/M", "POST", "a.example", (b"content-type", b"application/grpc")), b"x")
+    assert (answer.status, answer.header(b"grpc-status"), answer.body) == (200, b"14", b"")
 
 
 # ── ends ──

@@ -6,12 +6,13 @@ The clients send their request with, or before, the last packet of the handshake
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from meshproxy.control import messages as m
-from meshproxy.model.listener import Direction, MtlsMode
+from meshproxy.model.listener import Direction, MtlsMode, ServerTls, ServerTlsMode
 from tests.support.certificates import CODE_SIGNING, Authority, Leaf, new_key
 from tests.support.http3_client import Http3Client, get
 from tests.support.live_worker import LiveWorker, until
@@ -178,6 +179,54 @@ async def test_after_a_rotation_of_the_roots_their_clients_are_refused(mesh: Mes
         assert (await client.refusal()).error_code == BAD_CERTIFICATE
     async with Http3Client.to(mesh.port, STRANGER.pem, STRANGER.leaf()) as client:
         assert (await client.request(get("/"))).status == 200
+
+
+@pytest.mark.parametrize("mode", [ServerTlsMode.MUTUAL, ServerTlsMode.ISTIO_MUTUAL])
+async def test_a_gateway_with_mutual_tls_lets_in_whose_chain_leads_to_its_roots(
+    tmp_path: Path, mode: ServerTlsMode
+) -> None:
+    directory = SERVER.write(tmp_path)
+    tls = ServerTls(
+        mode=mode,
+        certificate_file=str(directory / "cert-chain.pem"),
+        key_file=str(directory / "key.pem"),
+        ca_file=str(directory / "root-cert.pem"),
+    )
+    async with LiveWorker() as worker, Origin() as origin:
+        bundle = SERVER.bundle()
+        worker.put(
+            m.PutCertificates(
+                "default/app", chain_pem=bundle.chain_pem, key_pem=bundle.key_pem, roots_pem=bundle.roots_pem
+            )
+        )
+        port = worker.listen_quic(worker.cluster([("127.0.0.1", origin.port)]), tls=tls)
+        async with Http3Client.to(port, AUTHORITY.pem, AUTHORITY.leaf()) as client:
+            assert (await client.request(get("/"))).status == 200
+        xfcc = origin.requests[0].header(b"x-forwarded-client-cert")
+        assert xfcc is not None
+        assert b"URI=spiffe://cluster.local/ns/default/sa/edge" in xfcc
+        for identity in (None, STRANGER.leaf(), AUTHORITY.leaf(expires_s=-60)):
+            async with Http3Client.to(port, AUTHORITY.pem, identity) as client:
+                client.send(get("/"))
+                assert (await client.refusal()).error_code in (BAD_CERTIFICATE, CERTIFICATE_REQUIRED)
+        assert len(origin.requests) == 1
+
+
+async def test_a_gateway_with_mutual_tls_and_no_roots_lets_in_nobody(tmp_path: Path) -> None:
+    directory = SERVER.write(tmp_path)
+    tls = ServerTls(
+        mode=ServerTlsMode.MUTUAL,
+        certificate_file=str(directory / "cert-chain.pem"),
+        key_file=str(directory / "key.pem"),
+    )
+    async with LiveWorker() as worker, Origin() as origin:
+        port = worker.listen_quic(worker.cluster([("127.0.0.1", origin.port)]), tls=tls)
+        runtime = next(iter(worker.worker.listeners.values())).runtime
+        async with Http3Client.to(port, AUTHORITY.pem, AUTHORITY.leaf()) as client:
+            client.send(get("/"))
+            await until(lambda: runtime.counters.downstream_cx_rx_bytes_total > 0)
+            assert not runtime.connections
+        assert origin.connections == 0
 
 
 async def test_a_listener_without_certificates_answers_nothing() -> None:
