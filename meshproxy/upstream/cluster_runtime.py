@@ -317,6 +317,10 @@ class ClusterRuntime:
                 if other.idle:
                     other.idle.pop().close()
                     break
+                unused = next((shared for shared in other.shared if not shared.streams), None)
+                if unused is not None:
+                    unused.retire()
+                    break
             else:
                 self.pending.append((endpoint, waiter, factory))
                 return None

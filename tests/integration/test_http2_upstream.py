@@ -385,3 +385,13 @@ async def test_many_answers_nobody_reads_do_not_stop_the_others() -> None:
                 assert len((await other.answer()).body) == 40_000
         (connection,) = origin.connections
         assert all(len(body) > 4 << 20 for body, _ in connection.unsent.values())
+
+
+async def test_an_unused_connection_gives_its_place_to_one_for_another_endpoint() -> None:
+    async with H2Origin(lambda _: H2Answer(b"a")) as a, H2Origin(lambda _: H2Answer(b"b")) as b, LiveWorker() as live:
+        endpoints = [("127.0.0.1", a.port), ("127.0.0.1", b.port)]
+        key = live.cluster(endpoints, speaks_http2=True, limits=CircuitLimits(max_connections=1))
+        async with Client(live.listen(key)) as client:
+            bodies = [(await client.ask(get())).body for _ in range(6)]
+        assert sorted(bodies) == [b"a"] * 3 + [b"b"] * 3
+        await until(lambda: live.open_upstreams() == 1)
