@@ -268,6 +268,12 @@ async def test_a_section_that_is_too_long_as_it_comes_ends_the_connection_before
     await proxy.client.closed_with(EXCESSIVE_LOAD)
 
 
+async def test_a_section_of_thousands_of_lines_ends_the_connection(proxy: Proxy) -> None:
+    proxy.client.put(frame(HEADERS, block(get("/")) + b"\xd1" * 50_000), True)
+    await proxy.client.closed_with(EXCESSIVE_LOAD)
+    assert proxy.origin.connections == 0
+
+
 async def test_more_streams_than_allowed_end_the_connection(proxy: Proxy) -> None:
     proxy.client._quic._remote_max_streams_bidi = 1 << 20
     proxy.client.put(head(get("/")), True, stream=4 * 400)
