@@ -513,6 +513,7 @@ class DownstreamH3Stream(RequestReader):
         "_is_done",
         "_is_head_request",
         "_peer",
+        "_trailers",
         "_waiting",
         "connection",
         "deadline",
@@ -554,6 +555,7 @@ class DownstreamH3Stream(RequestReader):
         self._has_head = self._is_done = self._is_head_request = False
         self._early = bytearray()
         self._waiting: RequestHead | None = None
+        self._trailers = b""
         self.deadline = now + HEADERS_TIMEOUT_S
         self.connection.listener.state.timed.add(self)
 
@@ -597,12 +599,12 @@ class DownstreamH3Stream(RequestReader):
         self.http.start(head, connection.now)
 
     def _on_trailers(self, lines: bytes) -> None:
-        if not self.is_peer_ended:
-            self._refuse("http3.trailers_without_end")
-        elif self.expected > 0:
+        if self.expected > 0:
             self._refuse("http3.content_length_mismatch")
-        else:
+        elif self.is_peer_ended:
             self._end(lines)
+        else:
+            self._trailers = lines  # the end of the stream comes in a frame of its own
 
     def on_data(self, data: bytes, is_end: bool) -> None:
         if self.is_deaf:
@@ -615,7 +617,7 @@ class DownstreamH3Stream(RequestReader):
         http = self.http
         if not data or self._waiting is not None:
             if is_end:
-                self._end(b"")
+                self._end(self._trailers)
         elif http.is_active:
             if http.head.upgrade and not http.is_tunnel:
                 # A tunnel that the upstream has not opened yet: no more than the window.

@@ -121,6 +121,19 @@ async def test_trailers_come_through_both_ways(gateway: Gateway) -> None:
     assert gateway.origin.requests[0].trailers == [(b"x-check", b"3")]
 
 
+async def test_trailers_may_come_before_the_end_of_their_stream(gateway: Gateway) -> None:
+    client = gateway.client
+    stream = client.send(get("/", "POST", "a.example", (b"te", b"trailers")), b"body", ends=False)
+    client.http.send_headers(stream, [(b"x-check", b"3")], end_stream=False)
+    client.transmit()
+    await client.request(get("/"))  # what was sent before has come
+    client._quic.send_stream_data(stream, b"", end_stream=True)
+    client.transmit()
+    assert (await client.answer(stream)).status == 200
+    (seen,) = [seen for seen in gateway.origin.requests if seen.method == b"POST"]
+    assert (seen.body, seen.trailers) == (b"body", [(b"x-check", b"3")])
+
+
 async def test_informational_answers_come_through(worker: LiveWorker, server_tls: ServerTls) -> None:
     hints = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
     async with RawServer(script(hints)) as upstream, opened(worker, server_tls, upstream.port) as client:
