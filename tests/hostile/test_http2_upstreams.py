@@ -500,3 +500,33 @@ async def test_a_body_where_none_may_be_does_not_become_the_next_answer(status: 
         assert b"evil" not in await exchange(port, get("/bad") + get("/good"))
         assert b"evil" not in await exchange(port, get("/head", method="HEAD") + get("/good"))
         assert words(live) == {"http2.content_length_mismatch": 2}
+
+
+# ── towards HTTP/2 ──
+
+CUTS = [case for case in (*STREAM_ERRORS, *CONNECTION_ERRORS) if case.status == CUT]
+
+
+@pytest.mark.parametrize("case", CUTS, ids=[case.name for case in CUTS])
+async def test_an_answer_that_breaks_off_is_reset_towards_http2(case: Case) -> None:
+    async with answers(case) as upstream, proxy() as live:
+        async with Http2Client(listen(live, upstream), acks=True) as client:
+            await client.handshake()
+            client.send(headers_frame(1, request("/stays")))
+            await until(lambda: bool(upstream.connections and upstream.connections[0].requests))
+            client.send(headers_frame(3, request("/bad")))
+            await client.expect_rst(3, {INTERNAL_ERROR, CANCEL})
+            assert not client.streams[3].has_ended
+            client.send(headers_frame(5, request("/next")))
+            assert (await client.response(5)).body == b"ok"
+
+
+async def test_goaway_before_every_answer_ends_in_an_error() -> None:
+    def on_request(connection: RawHttp2Connection, stream_id: int, _: bytes) -> None:
+        connection.send(goaway_frame(0))
+
+    async with RawHttp2Upstream(on_request) as upstream, proxy() as live, Client(listen(live, upstream)) as client:
+        client.send(get())
+        assert await outcome(client) == 503
+        assert len(upstream.connections) < 10
+        await until(lambda: live.open_upstreams() == 0)
