@@ -37,6 +37,7 @@ _NOT_IN_CONTROL = _OF_HTTP2 | {DATA, HEADERS, PUSH_PROMISE}
 _SETTINGS_OF_HTTP2 = frozenset({0x0, 0x2, 0x3, 0x4, 0x5})
 
 _CONTROL, _PUSH, _ENCODER, _DECODER = range(4)
+_IGNORED = -1
 
 NO_ERROR: Final = 0x100
 INTERNAL_ERROR: Final = 0x102
@@ -225,7 +226,12 @@ class ClientStreams:
         self.max_push_id = -1
 
     def is_critical(self, stream_id: int) -> bool:
-        return self._kinds.get(stream_id, _PUSH) != _PUSH
+        return self._kinds.get(stream_id, _IGNORED) != _IGNORED
+
+    def forget(self, stream_id: int) -> None:
+        """The other side has reset it."""
+        self._kinds.pop(stream_id, None)
+        self._buffers.pop(stream_id, None)
 
     def receive(self, stream_id: int, data: bytes, is_end: bool) -> bool:
         """False: of no use to us, the client may be told to stop."""
@@ -241,10 +247,16 @@ class ClientStreams:
             if kind == _PUSH:
                 raise Http3Error(*self._push_refusal)
             if kind > _DECODER:
+                if not is_end:
+                    self._kinds[stream_id] = _IGNORED
                 return False
             if kind in self._kinds.values():
                 raise Http3Error(STREAM_CREATION_ERROR, "second_stream_of_its_kind")
             self._kinds[stream_id] = kind
+        elif kind == _IGNORED:
+            if is_end:
+                self.forget(stream_id)
+            return True
         if is_end:
             raise Http3Error(CLOSED_CRITICAL_STREAM, "critical_stream_ended")
         if kind == _CONTROL:

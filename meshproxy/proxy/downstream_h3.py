@@ -346,6 +346,7 @@ class DownstreamH3:
     def _on_reset(self, stream_id: int) -> None:
         if self._client_streams.is_critical(stream_id):
             raise Http3Error(http3.CLOSED_CRITICAL_STREAM, "critical_stream_reset")
+        self._client_streams.forget(stream_id)
         self.quic.take_rest(stream_id)
         stream = self.streams.get(stream_id)
         if stream is None:

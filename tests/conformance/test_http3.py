@@ -10,13 +10,15 @@ from typing import Any
 
 import pylsqpack
 import pytest
+from aioquic.buffer import Buffer
 from aioquic.quic.events import QuicEvent, StopSendingReceived, StreamDataReceived, StreamReset
+from aioquic.tls import Epoch
 
 from meshproxy.codec.http3 import frame, number
 from meshproxy.model.listener import ServerTls, ServerTlsMode
 from tests.support.certificates import Authority
 from tests.support.http3_client import Headers, Http3Client, get
-from tests.support.live_worker import LiveWorker
+from tests.support.live_worker import LiveWorker, until
 from tests.support.origin import Origin
 
 AUTHORITY = Authority()
@@ -85,9 +87,15 @@ def head(headers: Headers) -> bytes:
 
 
 class Proxy:
-    def __init__(self, client: RawClient, origin: Origin) -> None:
+    def __init__(self, worker: LiveWorker, client: RawClient, origin: Origin) -> None:
+        self.worker = worker
         self.client = client
         self.origin = origin
+
+    @property
+    def connection(self) -> Any:
+        (listener,) = self.worker.worker.listeners.values()
+        return next(iter(listener.runtime.connections))
 
     async def still_serves(self) -> None:
         stream = self.client.put(head(get("/after")), True)
@@ -108,7 +116,7 @@ async def proxy(tmp_path: Path) -> AsyncIterator[Proxy]:
         port = worker.listen_quic(worker.cluster([("127.0.0.1", origin.port)]), tls=tls)
         async with RawClient.to(port, AUTHORITY.pem) as client:
             await client.wait_connected()
-            yield Proxy(client, origin)
+            yield Proxy(worker, client, origin)
 
 
 async def test_the_server_sends_settings_first_and_no_dynamic_table(proxy: Proxy) -> None:
@@ -377,6 +385,35 @@ async def test_a_stream_of_an_unknown_kind_is_stopped_and_disturbs_nobody(proxy:
     await proxy.client.until(lambda: stream in proxy.client.stops)
     assert proxy.client.stops[stream] == STREAM_CREATION_ERROR
     await proxy.still_serves()
+
+
+async def test_what_follows_on_a_stream_of_an_unknown_kind_is_not_taken_for_another_kind(proxy: Proxy) -> None:
+    client = proxy.client
+    client._quic._QuicConnection__frame_handlers[0x05] = (lambda context, kind, buffer: _skip(buffer), frozenset(Epoch))
+    client.control()
+    stream = client.put(number(0x21) + b"z", is_uni=True)
+    await proxy.still_serves()
+    client.put(b"\x00" + frame(SETTINGS, b""), stream=stream)
+    await proxy.still_serves()
+    client.put(b"\x02\x00", True, stream)
+    await proxy.still_serves()
+
+
+async def test_streams_that_are_reset_before_their_kind_is_known_leave_nothing(proxy: Proxy) -> None:
+    for _ in range(40):
+        stream = proxy.client.put(b"\x40", is_uni=True)  # half of a number
+        proxy.client._quic.reset_stream(stream, 0x100)
+        proxy.client.transmit()
+        await proxy.client.ping()
+    streams = proxy.connection._client_streams
+    await until(lambda: not streams._buffers)
+    assert not streams._kinds
+
+
+def _skip(buffer: Buffer) -> None:
+    """A STOP_SENDING that the client does not look at."""
+    buffer.pull_uint_var()
+    buffer.pull_uint_var()
 
 
 # ── QPACK ──
