@@ -119,6 +119,20 @@ async def test_requests_at_the_same_time_share_one_connection_and_get_their_own_
         assert len(origin.connections) == 1
 
 
+@pytest.mark.parametrize(("fields", "requests", "each"), [({"max_concurrent_streams": 2}, 3, 2), ({}, 150, 128)])
+async def test_more_requests_than_are_allowed_at_once_use_another_connection(
+    fields: dict[str, int], requests: int, each: int
+) -> None:
+    async with H3Origin(SERVER, lambda _: None) as origin, LiveWorker() as live:
+        port = to(live, origin, **fields)
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(requests):
+                client = await stack.enter_async_context(Client(port))
+                client.send(get())
+            await until(lambda: sum(seen.is_whole for seen in origin.requests) == requests)
+        assert sorted(len(connection.requests) for connection in origin.connections) == [requests - each, each]
+
+
 async def test_bodies_of_many_windows_pass_both_ways_with_trailers() -> None:
     def echo(seen: H3Request) -> H3Answer:
         return H3Answer(seen.body, trailers=[(b"x-sum", b"1"), *seen.trailers])
