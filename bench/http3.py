@@ -19,7 +19,7 @@ from bench.process import CHECKOUT, BenchError, Workspace
 from bench.services import ECHO_HOST, LOCAL_ZONE, Place, Service, echo
 
 _STREAMS = 32
-_FIRST, _IDLE = 20, 200
+_FIRST, _IDLE = 20, 400
 """Connections that are there before memory is measured, and those it is then measured for."""
 _LOSS_PERCENT = 1
 _HTTP2, _HTTP3 = "http2", "http3"

@@ -70,6 +70,8 @@ async def hold(port: int, host: str, roots: str) -> None:
                 if (status := await client.status(host)) != b"200":
                     sys.exit(f"connection {number + 1} was answered with {status!r}")
             print(len(clients), flush=True)
+        for client in clients:
+            client.close()  # all at once: leaving the stack waits for each to be closed
 
 
 if __name__ == "__main__":
