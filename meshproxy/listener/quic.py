@@ -210,7 +210,10 @@ class QuicListener:
                     if is_any and connection.source != self._source:
                         connection.source = self._source
                         connection.sockname = (_address_of(arrival), self._sockname[1])
-                connection.quic.receive_datagram(data, address, now)
+                try:
+                    connection.quic.receive_datagram(data, address, now)
+                except Exception:
+                    self._give_up(connection)
                 if connection.listener is runtime:
                     dirty.add(connection)
                 else:
@@ -415,20 +418,33 @@ class QuicListener:
         dirty = self._dirty
         try:
             for connection in list(dirty):
-                connection.on_events(now)
+                try:
+                    connection.on_events(now)
+                except Exception:
+                    self._give_up(connection)
             self._dirty = set()
             for connection in dirty:
-                self._transmit(connection, now)
+                try:
+                    self._transmit(connection, now)
+                except Exception:
+                    self._give_up(connection)
         finally:
             self._is_busy = False
             if self._dirty:
                 self.runtime.state.loop.call_soon(self._flush)
 
+    def _give_up(self, connection: DownstreamH3) -> None:
+        """A fault of ours or of aioquic's costs one connection; its client learns it by a stateless reset."""
+        log.exception("%s: a QUIC connection failed", self.runtime.listener.name)
+        connection.over()
+        self._handshaking.discard(connection)
+        self._timers.pop(connection, None)
+
     def _transmit(self, connection: DownstreamH3, now: float) -> None:
         quic = connection.quic
         if not quic.is_begun:  # what looked like a client's first packet was none
             connection.over()
-        elif not connection.is_over or quic.is_closing:
+        elif quic.is_closing or not connection.is_over:
             datagrams = quic.datagrams_to_send(now)
             if len(datagrams) > 1:
                 self._send_all(datagrams, connection.source)

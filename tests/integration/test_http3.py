@@ -11,12 +11,12 @@ import pytest
 from aioquic.quic.connection import QuicConnection
 
 from meshproxy.codec.http3 import frame
-from meshproxy.codec.quic import STREAM_WINDOW
+from meshproxy.codec.quic import STREAM_WINDOW, ServerConnection
 from meshproxy.control import messages as m
 from meshproxy.listener.quic import BATCH
 from meshproxy.model.listener import ServerTls, ServerTlsMode
 from tests.support.certificates import Authority
-from tests.support.http3_client import Http3Client, get
+from tests.support.http3_client import Http3Client, Listening, get
 from tests.support.live_worker import LiveWorker, until
 from tests.support.origin import Origin
 from tests.support.raw_server import RawServer, script
@@ -373,6 +373,27 @@ async def test_a_connection_on_which_nothing_moves_is_closed_and_one_that_waits_
             await until(lambda: runtime(worker).counters.downstream_cx_idle_timeout == 1)
             go.set()
             assert (await waiting.answer(stream)).body == b"ok"
+
+
+async def test_a_fault_in_one_connection_costs_no_other(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: object) -> None:
+        raise ZeroDivisionError("as a fault would")
+
+    before = gateway.connection
+    monkeypatch.setattr(ServerConnection, "_handle_ping_frame", fails)
+    port = runtime(gateway.worker).listener.port
+    async with Listening.to(port, AUTHORITY.pem) as other:
+        assert (await other.request(get("/"))).status == 200
+        token = other._quic._peer_cid.stateless_reset_token
+        other._quic.send_ping(1)
+        other.transmit()
+        await until(lambda: runtime(gateway.worker).connections == {before})
+        other.send(get("/"))
+        await until(lambda: other.received[-1][-16:] == token)
+        assert (await gateway.client.request(get("/"))).status == 200
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [ZeroDivisionError]
 
 
 # ── back-pressure ──
