@@ -52,12 +52,17 @@ HTTP_1_1_REQUIRED: Final = 13
 
 MAX_WINDOW: Final = 2**31 - 1
 DEFAULT_WINDOW: Final = 65535
-STREAM_WINDOW: Final = 256 * 1024
-"""What we let a peer send on one stream before we have passed it on."""
-CONNECTION_WINDOW: Final = 1024 * 1024
+STREAM_WINDOW: Final = 64 * 1024
+"""What a client may send on one stream before we have passed it on."""
+ANSWER_WINDOW: Final = 256 * 1024
+"""The same for an upstream's answer; such bytes do not count against the connection while they are held."""
 MAX_FRAME: Final = 16384
 MAX_STREAMS: Final = 100
 """Envoy's advice for edges."""
+CONNECTION_WINDOW: Final = MAX_STREAMS * STREAM_WINDOW
+"""Room for all streams at once: uploads that wait for an upstream must not keep those from ending that have one, or
+all of them wait for ever. What a client makes us keep by it is bounded by the memory guard."""
+ANSWERS_WINDOW: Final = 1024 * 1024
 MAX_BLOCK_BYTES: Final = 60 * 1024
 MAX_LIST_BYTES: Final = 64 * 1024
 """Of a decoded field list, names and values with 32 bytes each: a bomb of indexed fields ends here."""
@@ -150,10 +155,10 @@ class Http2Stream:
 
     id: int
 
-    def open(self, stream_id: int, send_window: int) -> None:
+    def open(self, stream_id: int, send_window: int, receive_window: int) -> None:
         self.id = stream_id
         self.send_window = send_window
-        self.receive_window = STREAM_WINDOW
+        self.receive_window = receive_window
         self.unacknowledged = 0
         """Bytes that its own window has not been given back for."""
         self.withheld = 0
@@ -197,6 +202,7 @@ class Http2Connection:
         "_block_flags",
         "_block_id",
         "_blocked",
+        "_connection_window",
         "_decoder",
         "_encoded",
         "_encoder",
@@ -231,6 +237,7 @@ class Http2Connection:
         "last_id",
         "peer_allows_connect_protocol",
         "peer_max_streams",
+        "stream_window",
         "streams",
     )
 
@@ -257,7 +264,9 @@ class Http2Connection:
         self._gaps: list[tuple[int, int]] = []
         self._reset_by_us: dict[int, None] = {}
         self._send_window = DEFAULT_WINDOW
-        self._receive_window = CONNECTION_WINDOW
+        self.stream_window = ANSWER_WINDOW if is_client else STREAM_WINDOW
+        self._connection_window = ANSWERS_WINDOW if is_client else CONNECTION_WINDOW
+        self._receive_window = self._connection_window
         self._unacknowledged = 0
         self._peer_initial_window = DEFAULT_WINDOW
         self._peer_max_frame = MAX_FRAME
@@ -314,7 +323,7 @@ class Http2Connection:
 
     def start(self) -> None:
         """The preface and our settings; the connection's window is opened with them."""
-        settings = [(3, 0 if self._is_client else MAX_STREAMS), (4, STREAM_WINDOW), (6, MAX_BLOCK_BYTES)]
+        settings = [(3, 0 if self._is_client else MAX_STREAMS), (4, self.stream_window), (6, MAX_BLOCK_BYTES)]
         if self._is_client:
             settings[0] = (2, 0)  # no push
         else:
@@ -323,7 +332,7 @@ class Http2Connection:
         self._out.append(
             (PREFACE if self._is_client else b"")
             + frame(SETTINGS, 0, 0, payload)
-            + frame(WINDOW_UPDATE, 0, 0, (CONNECTION_WINDOW - DEFAULT_WINDOW).to_bytes(4, "big"))
+            + frame(WINDOW_UPDATE, 0, 0, (self._connection_window - DEFAULT_WINDOW).to_bytes(4, "big"))
         )
         self._settings_unacknowledged = 1
         self._wake()
@@ -705,7 +714,7 @@ class Http2Connection:
     def _acknowledge_connection(self, length: int) -> None:
         """Bytes that have gone on, or never will: the connection may send as many more."""
         unacknowledged = self._unacknowledged = self._unacknowledged + length
-        if unacknowledged >= CONNECTION_WINDOW // 2:
+        if unacknowledged >= self._connection_window // 2:
             self._unacknowledged = 0
             self._receive_window += unacknowledged
             self._out.append(frame(WINDOW_UPDATE, 0, 0, unacknowledged.to_bytes(4, "big")))
@@ -715,7 +724,7 @@ class Http2Connection:
 
         The connection's window is given back at once: a hundred streams with a little of it each would have it all.
         An upstream's is even where the stream is held, for a connection's streams are of clients that must not wait
-        for each other. A client's then waits, too: it is what bounds the memory that one client can make us use.
+        for each other.
         """
         stream.unacknowledged += length
         if stream.is_held:
@@ -725,7 +734,7 @@ class Http2Connection:
                 stream.withheld += length
             return
         self._acknowledge_connection(length)
-        if stream.unacknowledged >= STREAM_WINDOW // 4:
+        if stream.unacknowledged >= self.stream_window // 4:
             self._give_back(stream)
 
     def _give_back(self, stream: Http2Stream) -> None:
@@ -734,7 +743,7 @@ class Http2Connection:
             self._acknowledge_connection(stream.withheld)
             stream.withheld = 0
         length = stream.unacknowledged
-        if length >= STREAM_WINDOW // 4 and not stream.is_peer_ended and stream.id in self.streams:
+        if length >= self.stream_window // 4 and not stream.is_peer_ended and stream.id in self.streams:
             stream.unacknowledged = 0
             stream.receive_window += length
             self._out.append(frame(WINDOW_UPDATE, 0, stream.id, length.to_bytes(4, "big")))

@@ -45,7 +45,7 @@ class _Call(Http2Connection, asyncio.Protocol):
         self.transport = transport
         self.start()
         stream = _Stream(self)
-        stream.open(1, self._peer_initial_window)
+        stream.open(1, self._peer_initial_window, self.stream_window)
         self.last_id = 1
         self.streams[1] = stream
         fields = (

@@ -211,7 +211,7 @@ class DownstreamH2(Http2Connection, asyncio.Protocol):
             self.reset(stream_id, http2.REFUSED_STREAM)
             return
         stream = self._free.pop() if self._free else DownstreamStream(self)
-        stream.open(stream_id, self._peer_initial_window)
+        stream.open(stream_id, self._peer_initial_window, self.stream_window)
         stream.is_peer_ended = is_end
         self.streams[stream_id] = stream
         if len(self.streams) == 1 and not self._headers_since:

@@ -114,7 +114,7 @@ class UpstreamH2(Http2Connection, asyncio.Protocol):
 
     def begin(self, stream: "UpstreamStream") -> None:
         """Give the stream its number: streams begin in the order of their numbers (RFC 9113 §5.1.1)."""
-        stream.open(self._next_id, self._peer_initial_window)
+        stream.open(self._next_id, self._peer_initial_window, self.stream_window)
         stream.informational = 0
         self.last_id = self._next_id
         self._next_id += 2

@@ -212,7 +212,7 @@ async def test_a_second_connection_does_not_wait_for_a_slow_one() -> None:
 
 @pytest.mark.parametrize("retries", [0, 2], ids=["kept_for_one_attempt", "kept_for_several"])
 async def test_a_body_of_single_bytes_for_an_upstream_that_does_not_answer_costs_a_frame_each(retries: int) -> None:
-    """All of a window, 256 KiB, each byte in a frame of its own, while the connection is still being made."""
+    """All of a window, 64 KiB, each byte in a frame of its own, while the connection is still being made."""
     with Blackhole() as upstream:
         async with LiveWorker() as live:
             key = live.cluster([("127.0.0.1", upstream.port)], connect_timeout_s=30.0)
@@ -224,7 +224,7 @@ async def test_a_body_of_single_bytes_for_an_upstream_that_does_not_answer_costs
                 connection.data_received(headers_frame(1, request(method="POST"), end_stream=False))
                 single = data_frame(1, b"x", False) * 1024
                 began = process_time()
-                for _ in range(256):
+                for _ in range(64):
                     connection.data_received(single)
                 assert process_time() - began < 3.0
-                assert connection.streams[1].http.waiting_bytes() == 256 * 1024
+                assert connection.streams[1].http.waiting_bytes() == 64 * 1024

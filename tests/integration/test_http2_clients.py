@@ -155,3 +155,15 @@ async def test_h2load_loses_no_request(body: bool, scheme: str, files: Path, tmp
         said = await run("h2load", "-n", "3000", "-c", "10", "-m", "100", *sent, f"{scheme}://127.0.0.1:{port}/echo")
     assert re.search(r"3000 succeeded, 0 failed, 0 errored, 0 timeout", said), said
     assert "status codes: 3000 2xx, 0 3xx, 0 4xx, 0 5xx" in said
+
+
+@BOTH
+async def test_uploads_that_wait_for_a_connection_hold_up_none_that_has_one(
+    scheme: str, files: Path, tmp_path: Path
+) -> None:
+    # Far more than the connections upstream, and each more than a stream's window: what waits fills its window.
+    (tmp_path / "sent").write_bytes(b"a" * 200_000)
+    async with gateway(files, scheme) as (_, port):
+        sent = ("-d", tmp_path / "sent")
+        said = await run("h2load", "-n", "1000", "-c", "5", "-m", "100", *sent, f"{scheme}://127.0.0.1:{port}/other")
+    assert "1000 succeeded, 0 failed, 0 errored, 0 timeout" in said, said
