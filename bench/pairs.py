@@ -112,7 +112,19 @@ def tcp_pair_c32(settings: Settings, outcome: Outcome) -> None:
 
 
 def h3_pair(settings: Settings, outcome: Outcome) -> None:
-    with Workspace(settings.pinned("split")) as workspace:
+    _h3_beside_h2(settings, outcome, 32)
+
+
+def h3_pair_c1(settings: Settings, outcome: Outcome) -> None:
+    _h3_beside_h2(settings, outcome, 1)
+    mine, other = outcome.median(MESH_H3, "p50_us"), outcome.median(MESH, "p50_us")
+    if mine is not None and other:
+        name = "mTLS pair, 1 connection: p50 with HTTP/3 inside over p50 with HTTP/2"
+        outcome.figures.append(Figure(name, mine / other, "×", at_most=2.0))
+
+
+def _h3_beside_h2(settings: Settings, outcome: Outcome, connections: int) -> None:
+    with Workspace(settings.pinned("split" if connections > 1 else "apart")) as workspace:
         source = origin.start(workspace)
         issued = certificates.issue(workspace.path / "certs", (CLIENT, SERVER))
         pairs = {MESH: "h2", MESH_H3: "h3"}
@@ -121,11 +133,12 @@ def h3_pair(settings: Settings, outcome: Outcome) -> None:
             for name, inside in pairs.items()
             if settings.wants(name)
         ]
-        compare(outcome, settings, contenders, flat_out(32), workspace)
+        compare(outcome, settings, contenders, flat_out(connections), workspace)
 
 
 CASES = (
     Case("h3_pair", "HTTP/3 and HTTP/2 inside an mTLS pair, 32 HTTP/1.1 connections in", h3_pair),
+    Case("h3_pair_c1", "HTTP/3 and HTTP/2 inside an mTLS pair, 1 HTTP/1.1 connection in: latency", h3_pair_c1),
     Case("mtls_pair_c32", "HTTP/1.1 through two proxies with mTLS between, 32 connections", pair_c32),
     Case("mtls_pair_c1", "HTTP/1.1 through two proxies with mTLS between, 1 connection: latency", pair_c1),
     Case("mtls_pair_paced", "HTTP/1.1 through two proxies with mTLS between, constant 1,000 req/s", pair_paced),
