@@ -24,6 +24,7 @@ from meshproxy.codec.http1 import (
 from meshproxy.errors import RemoteProtocolError
 from meshproxy.model.response_flag import ResponseFlag
 from meshproxy.proxy.downstream_h2 import DownstreamH2
+from meshproxy.proxy.gone import GONE
 from meshproxy.proxy.grpc import GrpcStream
 from meshproxy.proxy.http_stream import HttpStream
 from meshproxy.proxy.listener_runtime import ListenerRuntime, PeerContext
@@ -53,24 +54,6 @@ _BODY = 1  # a request's body is arriving
 _BUSY = 2  # the request is whole; its answer is not
 _TUNNEL = 3
 _LINGER = 4
-
-
-class _Gone:
-    """Stands where a downstream was, should anything still speak to it."""
-
-    deadline = NEVER
-    transport = None
-    is_blocked = False
-
-    def __getattr__(self, name: str) -> Any:
-        return _ignore
-
-
-def _ignore(*_: object) -> None:
-    return None
-
-
-_GONE: Any = _Gone()
 
 
 class DownstreamConnection(asyncio.Protocol):
@@ -157,7 +140,7 @@ class DownstreamConnection(asyncio.Protocol):
         self._pending = b""
         # Connection and stream name each other: cut here, so that reference counts free both at once. The collector
         # comes by so seldom in a worker that ten thousand dead connections with their TLS buffers could wait for it.
-        self.stream.down = _GONE
+        self.stream.down = GONE
 
     def eof_received(self) -> bool:
         """The downstream will send no more; an answer under way still goes out (half-close)."""
@@ -262,7 +245,7 @@ class DownstreamConnection(asyncio.Protocol):
                 else:
                     self._body_left = body
                 if head.grpc and not self.stream.knows_grpc:
-                    self.stream.down = _GONE
+                    self.stream.down = GONE
                     self.stream = GrpcStream(self, self.listener, self.stream.peer)
                 self.stream.start(head, now)
                 if self._mode == _BODY and len(data) > length:
@@ -279,7 +262,7 @@ class DownstreamConnection(asyncio.Protocol):
         listener, transport = self.listener, self.transport
         listener.connections.discard(self)
         listener.state.timed.discard(self)
-        self.stream.down = _GONE
+        self.stream.down = GONE
         connection = DownstreamH2(listener, peer)
         transport.set_protocol(connection)
         connection.take_over(transport)
@@ -389,7 +372,7 @@ class DownstreamConnection(asyncio.Protocol):
             if head.status < 300:
                 self.counters.downstream_rq_2xx += 1
             else:
-                self._count(head.status)
+                self.counters.count_response(head.status)
             if len(body) <= LARGE_BYTES:
                 self.transport.write(
                     b"HTTP/1.1 %d %b%b%b\r\n\r\n%b" % (head.status, head.reason or b"", head.block, extra, body)
@@ -425,7 +408,7 @@ class DownstreamConnection(asyncio.Protocol):
             if b"connection: close" not in extra:
                 extra += b"\r\nconnection: close"
         self._response_body = framing
-        self._count(head.status)
+        self.counters.count_response(head.status)
         data = b"HTTP/1.1 %d %b%b%b\r\n\r\n" % (head.status, head.reason or b"", head.block, extra)
         if head.status == 101 or (request.method == b"CONNECT" and head.status < 300):
             self._mode = _TUNNEL
@@ -475,7 +458,7 @@ class DownstreamConnection(asyncio.Protocol):
             reply.extra,
             extra,
         )
-        self._count(status)
+        self.counters.count_response(status)
         if request is not None and request.method == b"HEAD":
             body = b""
         if not self.transport.is_closing():
@@ -569,14 +552,3 @@ class DownstreamConnection(asyncio.Protocol):
         self._keeps_alive = False
         if self._mode == _READY and not self._pending:
             self.deadline = min(self.deadline, monotonic() + DRAIN_IDLE_S)
-
-    def _count(self, status: int) -> None:
-        counters = self.counters
-        if status < 300:
-            counters.downstream_rq_2xx += 1
-        elif status < 400:
-            counters.downstream_rq_3xx += 1
-        elif status < 500:
-            counters.downstream_rq_4xx += 1
-        else:
-            counters.downstream_rq_5xx += 1

@@ -18,6 +18,7 @@ from meshproxy.codec.http2 import Http2Connection, Http2Error, Http2Stream, Stre
 from meshproxy.codec.http2_fields import from_block, from_trailers, request_head, trailers
 from meshproxy.errors import RemoteProtocolError
 from meshproxy.model.response_flag import ResponseFlag
+from meshproxy.proxy.gone import GONE
 from meshproxy.proxy.grpc import GrpcStream
 from meshproxy.proxy.http_stream import HttpStream
 from meshproxy.proxy.listener_runtime import ListenerRuntime, PeerContext
@@ -121,7 +122,7 @@ class DownstreamH2(Http2Connection, asyncio.Protocol):
         self.is_dead = True
         self._drop_streams(http2.CANCEL)
         for stream in self._free:
-            stream.http.down = _GONE
+            stream.http.down = GONE
         self._free.clear()
 
     def eof_received(self) -> bool:
@@ -328,7 +329,7 @@ class DownstreamH2(Http2Connection, asyncio.Protocol):
         if len(self._free) < MAX_FREE and not self.is_dead:
             self._free.append(stream)
         else:
-            stream.http.down = _GONE  # each names the other: cut, so that reference counts free both
+            stream.http.down = GONE  # each names the other: cut, so that reference counts free both
         if not self.streams and not self.is_dead:
             self._idle_since = monotonic()
             self._rest(self._idle_since)
@@ -411,7 +412,7 @@ class DownstreamStream(Http2Stream):
         self._early = bytearray()
         self._waiting: RequestHead | None = None
         if head.grpc and not self.http.knows_grpc:
-            self.http.down = _GONE
+            self.http.down = GONE
             self.http = GrpcStream(self, self.connection.listener, self.connection.peer)
         self.connection.listener.state.timed.add(self)
         if head.body > 0:
@@ -511,7 +512,7 @@ class DownstreamStream(Http2Stream):
         if status < 300:
             counters.downstream_rq_2xx += 1
         else:
-            self._count(status)
+            self.connection.counters.count_response(status)
         if self._is_head_request:
             body = b""
         if connection.listener.alt_svc:
@@ -544,7 +545,7 @@ class DownstreamStream(Http2Stream):
             block += b"\r\ncontent-type: text/plain"
         if self._is_head_request:
             body = b""
-        self._count(status)
+        self.connection.counters.count_response(status)
         encoded = connection.encode([(b":status", b"%d" % status, False), *from_block(block)])
         connection._encoded.clear()
         connection.send_headers(self, encoded, not body)
@@ -604,17 +605,6 @@ class DownstreamStream(Http2Stream):
         self.connection.reset(self.id, http2.NO_ERROR)
         self.connection.stream_over(self)
 
-    def _count(self, status: int) -> None:
-        counters = self.connection.counters
-        if status < 300:
-            counters.downstream_rq_2xx += 1
-        elif status < 400:
-            counters.downstream_rq_3xx += 1
-        elif status < 500:
-            counters.downstream_rq_4xx += 1
-        else:
-            counters.downstream_rq_5xx += 1
-
 
 def _unfit(tls: Any) -> Http2Error | None:
     """Why HTTP/2 is not spoken over this TLS: the other side agreed to HTTP/1 (RFC 9113 §3.2), or nothing keeps the
@@ -625,22 +615,3 @@ def _unfit(tls: Any) -> Http2Error | None:
     if version == "TLSv1.2" and not name.startswith("ECDHE-"):
         return Http2Error(http2.INADEQUATE_SECURITY, "inadequate_security")
     return None
-
-
-class _Gone:
-    """Stands where a stream was, should anything still speak to it."""
-
-    deadline = NEVER
-    transport = None
-    protocol = "HTTP/2"
-    is_blocked = False
-
-    def __getattr__(self, name: str) -> Any:
-        return _ignore
-
-
-def _ignore(*_: object) -> None:
-    return None
-
-
-_GONE: Any = _Gone()

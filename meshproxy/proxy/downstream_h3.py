@@ -22,6 +22,7 @@ from meshproxy.codec.quic import ServerConnection
 from meshproxy.errors import RemoteProtocolError
 from meshproxy.model.listener import Listener
 from meshproxy.model.response_flag import ResponseFlag
+from meshproxy.proxy.gone import GONE
 from meshproxy.proxy.grpc import GrpcStream
 from meshproxy.proxy.http_stream import HttpStream
 from meshproxy.proxy.listener_runtime import ListenerRuntime, PeerContext
@@ -222,7 +223,7 @@ class DownstreamH3:
         self.deadline = NEVER
         self._drop_streams()
         for stream in self._free:
-            stream.http.down = _GONE
+            stream.http.down = GONE
         self._free.clear()
         for connection_id in self._ids:
             self.registry.pop(connection_id, None)
@@ -459,7 +460,7 @@ class DownstreamH3:
         if len(self._free) < MAX_FREE and not self.is_over:
             self._free.append(stream)
         else:
-            stream.http.down = _GONE  # each names the other: cut, so that reference counts free both
+            stream.http.down = GONE  # each names the other: cut, so that reference counts free both
         if not self.streams:
             self._ping_at = NEVER
             if self._is_going and self._goodbye_at is NEVER and not self.is_closing():
@@ -587,7 +588,7 @@ class DownstreamH3Stream(RequestReader):
         self.deadline = NEVER
         self._is_head_request = head.method == b"HEAD"
         if head.grpc and not self.http.knows_grpc:
-            self.http.down = _GONE
+            self.http.down = GONE
             self.http = GrpcStream(self, connection.listener, self._peer)
         if head.body > 0:
             self.expected = head.body
@@ -720,7 +721,7 @@ class DownstreamH3Stream(RequestReader):
         status = head.status
         if status == 101:
             status = 200  # RFC 9220 §3: the tunnel is the stream itself
-        self._count(status)
+        self.connection.counters.count_response(status)
         if self._is_head_request:
             body = b""
         section = response_section(head, status, extra)
@@ -749,7 +750,7 @@ class DownstreamH3Stream(RequestReader):
             block += b"\r\ncontent-type: text/plain"
         if self._is_head_request:
             body = b""
-        self._count(status)
+        self.connection.counters.count_response(status)
         section = http3.encode([(b":status", b"%d" % status, False), *from_block(block)])
         data = http3.frame(http3.HEADERS, section)
         if body:
@@ -810,33 +811,3 @@ class DownstreamH3Stream(RequestReader):
         self.is_flushing = True
         self.deadline = now + FLUSH_TIMEOUT_S
         self.connection.watch(self)
-
-    def _count(self, status: int) -> None:
-        counters = self.connection.counters
-        if status < 300:
-            counters.downstream_rq_2xx += 1
-        elif status < 400:
-            counters.downstream_rq_3xx += 1
-        elif status < 500:
-            counters.downstream_rq_4xx += 1
-        else:
-            counters.downstream_rq_5xx += 1
-
-
-class _Gone:
-    """Stands where a stream was, should anything still speak to it."""
-
-    deadline = NEVER
-    transport = None
-    protocol = "HTTP/3"
-    is_blocked = False
-
-    def __getattr__(self, name: str) -> Any:
-        return _ignore
-
-
-def _ignore(*_: object) -> None:
-    return None
-
-
-_GONE: Any = _Gone()

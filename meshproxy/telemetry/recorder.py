@@ -329,6 +329,16 @@ class ListenerCounters:
     udp_downstream_sess_tx_errors: int = 0
     udp_idle_timeout: int = 0
 
+    def count_response(self, status: int) -> None:
+        if status < 300:
+            self.downstream_rq_2xx += 1
+        elif status < 400:
+            self.downstream_rq_3xx += 1
+        elif status < 500:
+            self.downstream_rq_4xx += 1
+        else:
+            self.downstream_rq_5xx += 1
+
 
 OVERLOAD_ACTIONS = ("refuse_request", "refuse_connection", "reset_stream")
 
