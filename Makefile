@@ -17,6 +17,7 @@ demo: $(STAMP) ## a mesh of real processes on loopback, with its expectations ch
 	$(BIN)/meshproxy demo $(ARGS)
 
 test: check ## check, then all other tests
+	-scripts/install-peers "make test"
 	$(BIN)/python -m pytest -n 2 tests --ignore tests/unit --ignore tests/property --ignore tests/faults $(ARGS)
 	$(BIN)/python -m pytest tests/faults $(ARGS)
 

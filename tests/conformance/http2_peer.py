@@ -9,7 +9,6 @@ Where Envoy still differs, ENVOY_DIFFERS says how.
 
 import asyncio
 import contextlib
-import importlib.util
 import json
 import os
 import tempfile
@@ -52,11 +51,6 @@ class Case:
     @property
     def name(self) -> str:
         return f"{self.section}_{self.what}"
-
-
-def require_http2() -> None:
-    if not IS_ENVOY and importlib.util.find_spec("meshproxy.proxy.downstream_h2") is None:
-        pytest.skip("no HTTP/2 listener yet", allow_module_level=True)
 
 
 def params(cases: list[Case]) -> list[object]:

@@ -18,7 +18,6 @@ from tests.conformance.http2_peer import (
     malformed,
     params,
     proxy,
-    require_http2,
     run,
     serves,
 )
@@ -37,8 +36,6 @@ from tests.support.http2_client import (
     request,
 )
 from tests.support.origin import Origin
-
-require_http2()
 
 GET = block(request("/"))
 BAD = block(request("/bad"))

@@ -22,7 +22,6 @@ from tests.conformance.http2_peer import (
     params,
     proxy,
     read,
-    require_http2,
     run,
     serves,
 )
@@ -65,8 +64,6 @@ from tests.support.http2_client import (
 )
 from tests.support.live_worker import exchange
 from tests.support.origin import Origin
-
-require_http2()
 
 GET = block(request("/"))
 BAD = block(request("/bad"))

@@ -17,7 +17,6 @@ from tests.conformance.http2_peer import (
     params,
     proxy,
     read,
-    require_http2,
     run,
     stream_error,
     was_reset,
@@ -42,8 +41,6 @@ from tests.support.http2_client import (
 )
 from tests.support.origin import Origin
 from tests.support.raw_server import Blackhole
-
-require_http2()
 
 GET_BIG = headers_frame(1, request("/big"))
 LARGEST = (1 << 31) - 1

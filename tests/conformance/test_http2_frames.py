@@ -15,7 +15,6 @@ from tests.conformance.http2_peer import (
     ignored,
     params,
     read,
-    require_http2,
     run,
     serves,
     stream_error,
@@ -60,8 +59,6 @@ from tests.support.http2_client import (
     settings_frame,
     window_frame,
 )
-
-require_http2()
 
 GET = block(request("/"))
 BAD = block(request("/bad"))

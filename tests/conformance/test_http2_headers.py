@@ -14,7 +14,6 @@ from tests.conformance.http2_peer import (
     malformed,
     params,
     proxy,
-    require_http2,
     run,
     serves,
 )
@@ -31,8 +30,6 @@ from tests.support.http2_client import (
     request,
 )
 from tests.support.origin import Origin, Seen
-
-require_http2()
 
 BODY = data_frame(1, b"body")
 

@@ -17,7 +17,6 @@ from tests.conformance.http2_peer import (
     params,
     proxy,
     read,
-    require_http2,
     run,
     serves,
     stream_error,
@@ -48,8 +47,6 @@ from tests.support.http2_client import (
     window_frame,
 )
 from tests.support.origin import Origin
-
-require_http2()
 
 GET = block(request("/"))
 BAD = block(request("/bad"))
