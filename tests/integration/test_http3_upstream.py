@@ -14,6 +14,7 @@ from meshproxy.control import messages as m
 from meshproxy.model.cluster import TlsMode, UpstreamTls
 from meshproxy.model.listener import Direction, MtlsMode
 from meshproxy.model.route import RetryPolicy, Route, WeightedCluster
+from meshproxy.upstream import connect
 from tests.support.certificates import Authority, Leaf
 from tests.support.client import Client, Cut, get, post
 from tests.support.http2_client import Http2Client, headers_frame, request, rst_frame
@@ -27,6 +28,13 @@ SERVER = AUTHORITY.leaf("default", "rsu")
 REQUEST_REJECTED = 0x10B
 BODY = bytes(range(256)) * 4096  # 1 MiB: eight windows of a stream
 RSU = "spiffe://cluster.local/ns/default/sa/rsu"
+HEAD_START_S = 1.0
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine a QUIC handshake takes longer than the 0.3 s that it has before TCP joins the race."""
+    monkeypatch.setattr(connect, "TCP_AFTER_S", HEAD_START_S)
 
 
 def give(live: LiveWorker, leaf: Leaf, workload_id: str = "default/app", account: str = "default") -> None:

@@ -15,9 +15,9 @@ from meshproxy.control import messages as m
 from meshproxy.model.cluster import TlsMode, UpstreamTls
 from meshproxy.model.listener import Direction, MtlsMode
 from meshproxy.model.route import RetryPolicy, Route, WeightedCluster
-from meshproxy.upstream import connection_h3
+from meshproxy.upstream import connect, connection_h3
 from meshproxy.upstream.cluster_runtime import EndpointRuntime
-from meshproxy.upstream.transport_choice import BACK_OFF_S, TCP_AFTER_S
+from meshproxy.upstream.transport_choice import BACK_OFF_S
 from tests.support.certificates import CLIENT_AUTH, Authority, Leaf
 from tests.support.client import Client, get, post
 from tests.support.http2_client import Http2Client, headers_frame, request, rst_frame
@@ -27,6 +27,13 @@ from tests.support.origin import Origin
 AUTHORITY = Authority()
 IMPOSTOR = Authority("Test CA")
 RSU = "spiffe://cluster.local/ns/default/sa/rsu"
+HEAD_START_S = 1.0
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine a QUIC handshake takes longer than the 0.3 s that it has before TCP joins the race."""
+    monkeypatch.setattr(connect, "TCP_AFTER_S", HEAD_START_S)
 
 
 def give(live: LiveWorker, leaf: Leaf, workload_id: str = "default/app", account: str = "default") -> None:
@@ -125,7 +132,7 @@ async def test_a_closed_udp_port_costs_no_request_and_no_wait(pair: Pair) -> Non
     port = pair.towards(pair.listen_tcp())
     begun = monotonic()
     assert await ask(port, 50) == [200] * 50
-    assert monotonic() - begun < TCP_AFTER_S + 0.5
+    assert monotonic() - begun < HEAD_START_S + 0.5
     assert pair.connections() == ["UpstreamH2"]
     assert len(pair.origin.requests) == 50
     counters = pair.endpoint.cluster.counters
@@ -138,7 +145,7 @@ async def test_datagrams_that_vanish_cost_one_head_start_once(pair: Pair) -> Non
     with black_hole(tcp):
         begun = monotonic()
         assert await ask(port, 50) == [200] * 50
-        assert TCP_AFTER_S <= monotonic() - begun < TCP_AFTER_S + 1.0
+        assert HEAD_START_S <= monotonic() - begun < HEAD_START_S + 1.0
         assert pair.connections() == ["UpstreamH2"]
         assert len(pair.origin.requests) == 50
         tries = pair.endpoint.http3
@@ -148,7 +155,7 @@ async def test_datagrams_that_vanish_cost_one_head_start_once(pair: Pair) -> Non
         await until(lambda: not pair.endpoint.connections)
         begun = monotonic()
         assert await ask(port) == [200]
-        assert monotonic() - begun < TCP_AFTER_S
+        assert monotonic() - begun < HEAD_START_S
     assert pair.endpoint.cluster.connections == 1
 
 
