@@ -106,6 +106,7 @@ class DownstreamConnection(asyncio.Protocol):
         self.transport = transport
         tls = transport.get_extra_info("ssl_object")
         if tls is not None and tls.selected_alpn_protocol() in ALPN_HTTP2:
+            self.stream.down = GONE  # it will not be used, and must not keep this and the transport alive
             peer = self.listener.authenticate(transport)
             if peer is not None:
                 connection = DownstreamH2(self.listener, peer)
