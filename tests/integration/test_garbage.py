@@ -17,7 +17,7 @@ from meshproxy.proxy.tcp_session import TcpSession, TcpUpstream
 from meshproxy.tls.transport import TlsTransport
 from meshproxy.upstream.connection_h1 import UpstreamConnection
 from tests.support.certificates import Authority
-from tests.support.http2_client import Http2Client, headers_frame, request
+from tests.support.http2_client import Http2Client, goaway_frame, headers_frame, request
 from tests.support.live_worker import LiveWorker, exchange, until
 from tests.support.origin import Origin
 
@@ -49,17 +49,20 @@ async def test_closed_connections_need_no_collector(protocol: Protocol, kinds: t
             gc.enable()
 
 
-async def once_http2(port: int, tls: ssl.SSLContext | None, *, is_answered: bool) -> None:
+async def once_http2(port: int, tls: ssl.SSLContext | None, how: str) -> None:
     async with Http2Client(port, acks=True, tls=tls) as client:
         await client.handshake()
-        client.send(headers_frame(1, request("/" if is_answered else "/never")))
-        if is_answered:
+        client.send(headers_frame(1, request()))
+        if how != "left":
             await client.response(1)
+        if how == "goodbye":
+            client.send(goaway_frame())
+            await client.expect_closed()
 
 
-@pytest.mark.parametrize("is_answered", [True, False], ids=["answered", "left"])
+@pytest.mark.parametrize("how", ["answered", "left", "goodbye"])
 @pytest.mark.parametrize("is_tls", [True, False], ids=["tls", "plain"])
-async def test_closed_http2_connections_need_no_collector(is_tls: bool, is_answered: bool, tmp_path: Path) -> None:
+async def test_closed_http2_connections_need_no_collector(is_tls: bool, how: str, tmp_path: Path) -> None:
     authority = Authority()
     files = authority.leaf(uris=(), dns_names=("a.example",)).write(tmp_path)
     tls = ServerTls(
@@ -72,14 +75,14 @@ async def test_closed_http2_connections_need_no_collector(is_tls: bool, is_answe
     async with Origin() as origin, LiveWorker() as live:
         cluster = live.cluster([("127.0.0.1", origin.port)])
         port = live.listen(cluster, direction=Direction.GATEWAY, tls=tls if is_tls else None)
-        await once_http2(port, used, is_answered=is_answered)
+        await once_http2(port, used, how)
         await until(lambda: live.open_downstreams() == 0)
         gc.collect()
         gc.disable()
         try:
             before = Counter(type(thing) for thing in gc.get_objects())
             for _ in range(10):
-                await once_http2(port, used, is_answered=is_answered)
+                await once_http2(port, used, how)
             await until(lambda: live.open_downstreams() == 0)
             for _ in range(20):
                 await asyncio.sleep(0)
