@@ -8,6 +8,9 @@ connection is given cannot hold what the grammar does not spell.
 """
 
 import re
+from base64 import b64encode
+from copy import copy
+from hashlib import sha1
 from http import HTTPStatus
 from typing import Final
 
@@ -22,6 +25,7 @@ from meshproxy.codec.http1 import (
     ResponseHead,
     checked_host,
     fields,
+    find_field,
 )
 from meshproxy.codec.http2 import PROTOCOL_ERROR, StreamError
 from meshproxy.errors import RemoteProtocolError
@@ -29,6 +33,7 @@ from meshproxy.errors import RemoteProtocolError
 Fields = list[tuple[bytes, bytes, bool]]
 """(name, value, never to be indexed)."""
 
+_WEBSOCKET_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 §1.3
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9a-z-]+"
 # Names are lower case; values do not begin or end with white space (RFC 9113 §8.2.1). Both are joined by a NUL
 # here, which neither may hold, so that a colon or a line break within one cannot pass for a boundary.
@@ -243,6 +248,33 @@ def response_head(received: Fields, is_head_request: bool, is_end: bool) -> Resp
         head.body = UNSAID
     elif not is_end and head.body == NO_BODY:
         head.body = CHUNKED if not has_length else NO_BODY
+    return head
+
+
+def extended_connect(protocol: bytes, scheme: bytes, path: bytes, lines: bytes) -> Fields:
+    """What HTTP/1.1 calls an upgrade (RFC 8441, RFC 9220). lines: the request's, Host among them.
+
+    The key and proof of a WebSocket exist in HTTP/1.1 only.
+    """
+    fields_ = from_block(lines)
+    return [
+        (b":method", b"CONNECT", False),
+        (b":protocol", protocol, False),
+        (b":scheme", scheme, False),
+        (b":authority", next((value for name, value, _ in fields_ if name == b"host"), b""), False),
+        (b":path", path, False),
+        *(field for field in fields_ if field[0] not in (b"host", b"sec-websocket-key")),
+    ]
+
+
+def tunnel_opened(head: ResponseHead, protocol: bytes, lines: bytes) -> ResponseHead:
+    """The answer to extended CONNECT as HTTP/1.1 says it, with the proof of the key that the request's lines have."""
+    head = copy(head)
+    head.status, head.reason, head.upgrade = 101, b"Switching Protocols", protocol
+    key = find_field(lines, b"sec-websocket-key")
+    if key is not None:
+        proof = b64encode(sha1(key + _WEBSOCKET_GUID, usedforsecurity=False).digest())
+        head.block += b"\r\nsec-websocket-accept: " + proof
     return head
 
 

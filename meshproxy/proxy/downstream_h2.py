@@ -535,18 +535,9 @@ class DownstreamStream(Http2Stream):
 
     def send_local_reply(self, reply: LocalReply, extra: bytes) -> None:
         connection = self.connection
-        status, body = reply.status, reply.body
-        block = b"\r\nserver: meshproxy" + reply.extra + extra
-        if status in (204, 304):
-            body = b""
-        else:
-            block = b"\r\ncontent-length: %d" % len(body) + block
-        if body and b"\r\ncontent-type: " not in extra:
-            block += b"\r\ncontent-type: text/plain"
-        if self._is_head_request:
-            body = b""
-        self.connection.counters.count_response(status)
-        encoded = connection.encode([(b":status", b"%d" % status, False), *from_block(block)])
+        fields, body = reply.as_fields(extra, self._is_head_request)
+        self.connection.counters.count_response(reply.status)
+        encoded = connection.encode(fields)
         connection._encoded.clear()
         connection.send_headers(self, encoded, not body)
         if body:

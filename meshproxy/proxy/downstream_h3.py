@@ -740,18 +740,9 @@ class DownstreamH3Stream(RequestReader):
         self._write(http3.frame(http3.HEADERS, response_section(head, head.status, b"")), False)
 
     def send_local_reply(self, reply: LocalReply, extra: bytes) -> None:
-        status, body = reply.status, reply.body
-        block = b"\r\nserver: meshproxy" + reply.extra + extra
-        if status in (204, 304):
-            body = b""
-        else:
-            block = b"\r\ncontent-length: %d" % len(body) + block
-        if body and b"\r\ncontent-type: " not in extra:
-            block += b"\r\ncontent-type: text/plain"
-        if self._is_head_request:
-            body = b""
-        self.connection.counters.count_response(status)
-        section = http3.encode([(b":status", b"%d" % status, False), *from_block(block)])
+        fields, body = reply.as_fields(extra, self._is_head_request)
+        self.connection.counters.count_response(reply.status)
+        section = http3.encode(fields)
         data = http3.frame(http3.HEADERS, section)
         if body:
             data += http3.frame(http3.DATA, body)

@@ -6,6 +6,7 @@ Source: Envoy local reply bodies (router, http connection manager); %RESPONSE_CO
 from dataclasses import dataclass
 from http import HTTPStatus
 
+from meshproxy.codec.http2_fields import Fields, from_block
 from meshproxy.model.response_flag import ResponseFlag
 
 
@@ -17,6 +18,18 @@ class LocalReply:
     body: bytes = b""
     extra: bytes = b""
     """Field lines, each preceded by CRLF."""
+
+    def as_fields(self, extra: bytes, is_head_request: bool) -> tuple[Fields, bytes]:
+        """(what HTTP/2 and HTTP/3 say of it, the body to send). extra: more lines as in `extra`."""
+        body = self.body
+        block = b"\r\nserver: meshproxy" + self.extra + extra
+        if self.status in (204, 304):
+            body = b""
+        else:
+            block = b"\r\ncontent-length: %d" % len(body) + block
+        if body and b"\r\ncontent-type: " not in extra:
+            block += b"\r\ncontent-type: text/plain"
+        return [(b":status", b"%d" % self.status, False), *from_block(block)], b"" if is_head_request else body
 
 
 NO_ROUTE = LocalReply(404, ResponseFlag.NO_ROUTE, "route_not_found")

@@ -5,16 +5,20 @@ Decides: how many requests may share it, when it takes no more. Leaves to others
 """
 
 import asyncio
-from base64 import b64encode
-from copy import copy
-from hashlib import sha1
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from meshproxy.codec import http2
-from meshproxy.codec.http1 import NO_BODY, RequestHead, ResponseHead, find_field
+from meshproxy.codec.http1 import NO_BODY, RequestHead
 from meshproxy.codec.http2 import Http2Connection, Http2Error, Http2Stream, StreamError
-from meshproxy.codec.http2_fields import from_block, from_trailers, response_head, trailers
+from meshproxy.codec.http2_fields import (
+    extended_connect,
+    from_block,
+    from_trailers,
+    response_head,
+    trailers,
+    tunnel_opened,
+)
 from meshproxy.errors import RemoteProtocolError
 from meshproxy.upstream.connect import ALPN_HTTP2
 from meshproxy.upstream.connection_h1 import (
@@ -37,7 +41,6 @@ SETTINGS_TIMEOUT_S = 10.0
 PROBE_S = 1.0
 """How long a connection on which nothing was heard during a whole request may take to answer a PING."""
 LAST_STREAM_ID = 2**31 - 1
-_WEBSOCKET_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 §1.3
 _REQUEST_ID = b"\r\nx-request-id: "
 _LITERAL_REQUEST_ID = b"\x10\x0cx-request-id"
 """A literal that is never indexed, its name spelt out (RFC 7541 §6.2.3): every value is another."""
@@ -315,7 +318,7 @@ class UpstreamH2(Http2Connection, asyncio.Protocol):
             return
         stream.has_head = True
         if stream.upgrade and head.status < 300 and not is_end:
-            stream.http.on_response(stream.accepted(head), b"", False)
+            stream.http.on_response(tunnel_opened(head, stream.upgrade, stream._upgrade_head[1]), b"", False)
             return
         if head.body > 0:
             stream.expected = head.body
@@ -498,31 +501,10 @@ class UpstreamStream(Http2Stream):
             return
         connection.begin(self)
         path, lines = self._upgrade_head
-        fields = from_block(lines)
-        authority = next((value for name, value, _ in fields if name == b"host"), b"")
-        encoded = connection.encode(
-            [
-                (b":method", b"CONNECT", False),
-                (b":protocol", self.upgrade, False),
-                (b":scheme", connection._scheme, False),
-                (b":authority", authority, False),
-                (b":path", path, False),
-                *(field for field in fields if field[0] not in (b"host", b"sec-websocket-key")),
-            ]
-        )
+        encoded = connection.encode(extended_connect(self.upgrade, connection._scheme, path, lines))
         connection._encoded.clear()
         connection.send_headers(self, encoded, False)
         connection._wake()
-
-    def accepted(self, head: ResponseHead) -> ResponseHead:
-        """The answer that opens the tunnel, as HTTP/1.1 says it."""
-        head = copy(head)
-        head.status, head.reason, head.upgrade = 101, b"Switching Protocols", self.upgrade
-        key = find_field(self._upgrade_head[1], b"sec-websocket-key")
-        if key is not None:
-            proof = b64encode(sha1(key + _WEBSOCKET_GUID, usedforsecurity=False).digest())
-            head.block += b"\r\nsec-websocket-accept: " + proof
-        return head
 
     def send_body(self, data: bytes, is_complete: bool, trailers: bytes) -> None:
         if self.is_ended or self.upgrade:

@@ -14,11 +14,8 @@ Imported only once a cluster asks for HTTP/3: aioquic and cryptography take 15 M
 import asyncio
 import socket
 import ssl
-from base64 import b64encode
 from collections.abc import Callable
-from copy import copy
 from functools import lru_cache, partial
-from hashlib import sha1
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +24,16 @@ from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.packet import QuicErrorCode
 
 from meshproxy.codec import http3
-from meshproxy.codec.http1 import NO_BODY, RequestHead, ResponseHead, find_field
+from meshproxy.codec.http1 import NO_BODY, RequestHead, ResponseHead
 from meshproxy.codec.http2 import StreamError
-from meshproxy.codec.http2_fields import from_block, from_trailers, response_head, trailers
+from meshproxy.codec.http2_fields import (
+    extended_connect,
+    from_block,
+    from_trailers,
+    response_head,
+    trailers,
+    tunnel_opened,
+)
 from meshproxy.codec.http3 import FieldDecoder, Http3Error, ResponseReader, ServerStreams
 from meshproxy.codec.quic import CONNECTION_WINDOW, STREAM_WINDOW, ClientConnection
 from meshproxy.errors import ConfigError, RemoteProtocolError
@@ -64,7 +68,6 @@ MAX_SECTIONS = 1024
 MAX_KNOWN_BYTES = 2048
 _BAD_CERTIFICATE = 42
 _ENABLE_CONNECT_PROTOCOL = 0x8
-_WEBSOCKET_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 §1.3
 _REQUEST_ID = b"\r\nx-request-id: "
 _LITERAL_REQUEST_ID = b"\x37\x05x-request-id\x24"
 """A literal that is never indexed, its name spelt out (RFC 9204 §4.5.6), and the length of its value."""
@@ -745,28 +748,8 @@ class UpstreamH3Stream(ResponseReader):
             return
         connection.begin(self)
         path, lines = self._upgrade_head
-        fields = from_block(lines)
-        section = http3.encode(
-            [
-                (b":method", b"CONNECT", False),
-                (b":protocol", self._upgrade, False),
-                (b":scheme", connection.scheme, False),
-                (b":authority", next((value for name, value, _ in fields if name == b"host"), b""), False),
-                (b":path", path, False),
-                *(field for field in fields if field[0] not in (b"host", b"sec-websocket-key")),
-            ]
-        )
+        section = http3.encode(extended_connect(self._upgrade, connection.scheme, path, lines))
         self._write(http3.frame(http3.HEADERS, section), False)
-
-    def _accepted(self, head: ResponseHead) -> ResponseHead:
-        """The answer that opens the tunnel, as HTTP/1.1 says it."""
-        head = copy(head)
-        head.status, head.reason, head.upgrade = 101, b"Switching Protocols", self._upgrade
-        key = find_field(self._upgrade_head[1], b"sec-websocket-key")
-        if key is not None:
-            proof = b64encode(sha1(key + _WEBSOCKET_GUID, usedforsecurity=False).digest())
-            head.block += b"\r\nsec-websocket-accept: " + proof
-        return head
 
     def send_body(self, data: bytes, is_complete: bool, trailers: bytes) -> None:
         if self._upgrade:
@@ -879,7 +862,7 @@ class UpstreamH3Stream(ResponseReader):
             return
         self._has_head = True
         if self._upgrade and head.status < 300 and not is_end:
-            http.on_response(self._accepted(head), b"", False)
+            http.on_response(tunnel_opened(head, self._upgrade, self._upgrade_head[1]), b"", False)
             return
         if head.body > 0:
             self._expected = head.body
